@@ -1,0 +1,348 @@
+"""From run files to the table of claims.
+
+Every experiment leaves one JSON file per run under data/results/<experiment>/.
+They are joined with data/reference/paper.csv, what the paper states, into
+data/results/claims.csv, from which README and book print.
+
+    python -m meidnet_core.results      # rebuild claims.csv, print the counts
+"""
+
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "data" / "reference" / "paper.csv"
+RESULTS = ROOT / "data" / "results"
+
+REFERENCE_COLUMNS = "id where quantity unit paper sense tolerance target".split()
+COLUMNS = "id where quantity unit paper ours sd n_seeds split verdict source".split()
+VERDICTS = ["exceeded", "reproduced", "not reproduced", "not yet"]
+KEYS = ("experiment run config seed data_set split n metrics claims wall_time_s "
+        "device threads cpu packages commit date").split()
+PACKAGES = "torch numpy pandas pymatgen ase gpaw sevenn chgnet phonopy vibroml".split()
+HEADLINE = ("abs.", "t1.", "f2", "f3b.", "s3.gap_mae", "f4.", "ts1.gap_dft_mae", "x.")  # prefixes
+FEW = 4  # run files named one by one in `source`; more, and the folder is named
+
+
+def read_reference(path=REFERENCE):
+    """What the paper states, one row per claim: columns REFERENCE_COLUMNS.
+
+    paper, tolerance and target are floats (NaN where empty), the rest text.
+    Raises ValueError for wrong columns or a row that no verdict could use.
+    """
+    text = {name: str for name in ["id", "where", "quantity", "unit", "sense"]}
+    table = pd.read_csv(path, dtype=text)
+    if list(table.columns) != REFERENCE_COLUMNS:
+        raise ValueError(f"{path}: columns are {list(table.columns)}, expected {REFERENCE_COLUMNS}")
+    table = table.fillna({name: "" for name in text})
+    unequal, target = table["sense"].isin(["higher", "lower"]), table["target"].notna()
+    for bad, reason in [
+        (table["id"].duplicated(), "the id appears twice"),
+        (~unequal & (table["sense"] != "match"), "sense must be higher, lower or match"),
+        (table["paper"].notna() & table["tolerance"].isna(), "a number needs a tolerance"),
+        (target & ~unequal, "a target needs higher or lower"),
+    ]:
+        if bad.any():
+            raise ValueError(f"{path}: {table['id'][bad].iloc[0]}: {reason}")
+    return table
+
+
+def _missing(value):
+    return value is None or math.isnan(value)
+
+
+def verdict(paper, ours, sense, tolerance, target):
+    """One of VERDICTS for a value of ours; missing numbers are None or NaN.
+
+    not yet         no value of ours
+    exceeded        sense higher or lower: ours is better than the paper by more
+                    than the tolerance, or, where a target is given, reaches it
+                    (no number in the paper: shown here, beyond what it reports;
+                    99.85 of 100 %: no room for the tolerance)
+    reproduced      within the tolerance of the paper or better than it (match:
+                    within); or neither number nor target, and a run draws it too
+    not reproduced  all else
+    Raises ValueError for an unknown sense.
+    """
+    if sense not in ("higher", "lower", "match"):
+        raise ValueError(f"unknown sense {sense!r}")
+    if _missing(ours):
+        return "not yet"
+    if _missing(paper) and _missing(target):
+        return "reproduced"
+    tiny = 1e-9  # an edge such as 0.91 - 0.02 belongs to the band whatever its last bit says
+    if sense == "match":
+        return "reproduced" if abs(ours - paper) <= tolerance + tiny else "not reproduced"
+    sign = 1 if sense == "higher" else -1
+    if not _missing(target) and sign * (ours - target) >= -tiny:
+        return "exceeded"
+    if _missing(paper) or sign * (ours - paper) < -tolerance - tiny:
+        return "not reproduced"
+    beaten = _missing(target) and sign * (ours - paper) > tolerance + tiny
+    return "exceeded" if beaten else "reproduced"
+
+
+def commit(folder=ROOT):
+    """Commit of the code, with "-dirty" when files differ from it; "unknown" outside git.
+
+    data/results does not count: a run writes there and changes no code.
+    """
+    def git(*words):
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        head = git("rev-parse", "--verify", "HEAD")
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)data/results")
+        return head + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _cpu():
+    info = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*:\s*(.+)", info.read_text() if info.exists() else "")
+    return name[1] if name else platform.processor() or platform.machine()
+
+
+def _versions():
+    installed = {found.name: found.version for found in metadata.distributions()}
+    known = {name: installed[name] for name in PACKAGES if name in installed}
+    return {"python": platform.python_version(), **known}
+
+
+def environment():
+    """Where a run took place: device, threads, cpu, packages, commit, date (UTC)."""
+    torch = sys.modules.get("torch")  # not loaded: its device and threads were not used
+    gpu = torch is not None and torch.cuda.is_available()
+    return {"device": torch.cuda.get_device_name() if gpu else "cpu",
+            "threads": torch.get_num_threads() if torch is not None else None,
+            "cpu": _cpu(), "packages": _versions(), "commit": commit(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _plain(value):
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numbers and arrays of numpy and torch
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} does not go into JSON")
+
+
+def _refuse_nan(value, name, path):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{path}: {name} is {value}; a run file holds finite numbers only")
+    if isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_nan(item, f"{name}.{key}", path)
+
+
+def _write_atomic(path, text):
+    """Write beside the file and rename: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _normalise(claims, split, known, path, reference):
+    """Claims as {id: {"value": float, "split": text}}; refuses what no table could show."""
+    out = {}
+    for name, claim in claims.items():
+        if name not in known:
+            raise ValueError(f"{path}: unknown claim id {name!r}; {reference} lists the known ones")
+        claim = claim if isinstance(claim, dict) else {"value": claim}
+        value, where = claim.get("value"), claim.get("split", split)
+        if not isinstance(value, (bool, int, float)) or not math.isfinite(value):
+            raise ValueError(f"{path}: claim {name} is {value!r}, expected a finite number")
+        if not isinstance(where, str) or not where:
+            raise ValueError(f"{path}: claim {name} has the split {where!r}, expected a name")
+        out[name] = {"value": float(value), "split": where}
+    return out
+
+
+def write_run(experiment, run, *, config, seed, data_set, split, n, metrics, claims,
+              wall_time_s, root=RESULTS, reference=REFERENCE, **extra):
+    """Write data/results/<experiment>/<run>.json and return its path.
+
+    config: dict, the same for all seeds of an experiment but for its "seed";
+    seed: int, or None for a run without chance; split: what was scored ("train",
+    "test", ...; figures on the training set must say "train"); n: how many items
+    were scored; metrics: dict; claims: {id of paper.csv: number, or {"value":
+    number, "split": name}}; wall_time_s: seconds. The environment is added;
+    extra entries are kept and may replace those of the environment (device=...).
+    Raises ValueError for an unknown claim id or a NaN or infinity anywhere,
+    TypeError for what JSON cannot hold.
+    """
+    path = Path(root) / experiment / f"{run}.json"
+    record = dict(experiment=experiment, run=run, config=config, seed=seed, data_set=data_set,
+                  split=split, n=n, metrics=metrics, claims=claims, wall_time_s=wall_time_s)
+    record = {**record, **environment(), **extra}
+    record = json.loads(json.dumps(record, default=_plain))
+    _refuse_nan(record, "run", path)
+    known = set(read_reference(reference)["id"])
+    record["claims"] = _normalise(record["claims"], split, known, path, reference)
+    _write_atomic(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def _no_constant(name):
+    raise ValueError(f"{name} is not standard JSON")
+
+
+def read_runs(root=RESULTS):
+    """All run files under root, in the order of their paths, each a dict with its "path" added.
+
+    Raises ValueError naming the file for malformed JSON, a missing key, or a
+    file whose place does not agree with its experiment and run.
+    """
+    runs = []
+    for path in sorted(Path(root).rglob("*.json")):
+        try:
+            record = json.loads(path.read_text(), parse_constant=_no_constant)
+        except ValueError as error:
+            raise ValueError(f"{path}: not a JSON run file: {error}") from error
+        missing = [key for key in KEYS if key not in record] if isinstance(record, dict) else KEYS
+        if missing:
+            raise ValueError(f"{path}: missing {', '.join(missing)}")
+        if (record["experiment"], record["run"]) != (path.parent.name, path.stem):
+            raise ValueError(f"{path}: says it is {record['experiment']}/{record['run']}")
+        runs.append({**record, "path": path})
+    return runs
+
+
+def _by_claim(runs, known, reference):
+    """{claim id: [(run, value, split), ...]}"""
+    found = {}
+    for run in runs:
+        claims = _normalise(run["claims"], run["split"], known, run["path"], reference)
+        for name, claim in claims.items():
+            found.setdefault(name, []).append((run, claim["value"], claim["split"]))
+    return found
+
+
+def _check_alike(name, entries):
+    """A mean over runs means something only if they differ in nothing but the seed."""
+    def sole(what, values):
+        texts = sorted({json.dumps(value, sort_keys=True) for value in values})
+        if len(texts) > 1:
+            paths = ", ".join(str(run["path"]) for run, _, _ in entries)
+            raise ValueError(f"claim {name}: runs mix {what}: {', '.join(texts)} ({paths})")
+    sole("experiments", [run["experiment"] for run, _, _ in entries])
+    sole("splits", [split for _, _, split in entries])
+    sole("data sets", [run["data_set"] for run, _, _ in entries])
+    sole("configs", [{**run["config"], "seed": None} for run, _, _ in entries])
+    seeds = [run["seed"] for run, _, _ in entries]
+    if len(set(seeds)) < len(seeds):
+        folder = entries[0][0]["path"].parent
+        raise ValueError(f"claim {name}: seeds appear twice: {seeds} ({folder})")
+
+
+def _source(entries):
+    paths = [run["path"].resolve() for run, _, _ in entries]
+    paths = paths if len(paths) <= FEW else [paths[0].parent]
+    paths = [path.relative_to(ROOT) if path.is_relative_to(ROOT) else path for path in paths]
+    return ";".join(path.as_posix() for path in paths)
+
+
+def _row(claim, entries):
+    """One row of claims.csv from a row of the reference and the runs that carry its id."""
+    row = {**{name: getattr(claim, name) for name in COLUMNS[:5]},
+           "ours": None, "sd": None, "n_seeds": None, "split": "", "source": ""}
+    if entries:
+        _check_alike(claim.id, entries)
+        values = pd.Series([value for _, value, _ in entries])
+        row.update(ours=values.mean(), sd=values.std(ddof=1), n_seeds=len(values),
+                   split=entries[0][2], source=_source(entries))
+    rule = claim.sense, claim.tolerance, claim.target
+    return {**row, "verdict": verdict(claim.paper, row["ours"], *rule)}
+
+
+def join_claims(reference=REFERENCE, root=RESULTS):
+    """The table of claims: one row per row of the reference, columns COLUMNS.
+
+    ours is the mean over the seeds of the one experiment that carries the claim, sd
+    their sample standard deviation (empty for one seed). Raises ValueError when the
+    runs of a claim mix experiments, splits, data sets or configs (the seed aside) or
+    repeat a seed, and for what read_runs refuses.
+    """
+    table = read_reference(reference)
+    found = _by_claim(read_runs(root), set(table["id"]), reference)
+    rows = [_row(claim, found.get(claim.id, [])) for claim in table.itertuples(index=False)]
+    numbers = {"paper": float, "ours": float, "sd": float, "n_seeds": "Int64"}
+    return pd.DataFrame(rows, columns=COLUMNS).astype(numbers)
+
+
+def write_claims(reference=REFERENCE, root=RESULTS, path=None):
+    """Join, write claims.csv (to root unless a path is given) and return the table."""
+    claims = join_claims(reference, root)
+    text = claims.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    _write_atomic(Path(path or Path(root) / "claims.csv"), text)
+    return claims
+
+
+def read_claims(path=RESULTS / "claims.csv"):
+    """claims.csv as a DataFrame: numbers as floats (NaN where empty), the rest as text."""
+    numbers = ["paper", "ours", "sd", "n_seeds"]
+    claims = pd.read_csv(path, dtype={name: str for name in COLUMNS if name not in numbers})
+    return claims.fillna({name: "" for name in COLUMNS if name not in numbers})
+
+
+def counts_line(claims):
+    """One sentence: how many rows have which verdict."""
+    parts = ", ".join(f"{(claims['verdict'] == name).sum()} {name}" for name in VERDICTS)
+    drawn = ((claims["verdict"] == "reproduced") & claims["paper"].isna()).sum()
+    note = f" ({drawn} of the reproduced have no number in the paper)" if drawn else ""
+    return f"{len(claims)} rows: {parts}{note}."
+
+
+def _number(value, digits=4):
+    if _missing(value):
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.{digits}g}"
+
+
+def _ours(row):
+    if _missing(row.ours):
+        return "–"
+    sd = "" if _missing(row.sd) else f" ± {_number(row.sd, 2)} ({row.n_seeds:.0f} seeds)"
+    return _number(row.ours) + sd
+
+
+def _markdown(claims, every):
+    lines = ["| Claim | Where | Unit | Ours | Split | Paper | Verdict |",
+             "|---|---|---|--:|---|--:|---|"]
+    for row in claims.itertuples(index=False):
+        cells = [row.quantity, row.where, row.unit, _ours(row), row.split, _number(row.paper)]
+        cells = [cell.replace("|", r"\|") for cell in [*cells, row.verdict]]
+        lines.append(f"| {' | '.join(cells)} |")
+    table = "\n".join(lines) if len(claims) else "No run carries a headline claim yet."
+    return f"{table}\n\n{counts_line(every)}\n"
+
+
+def headline_markdown(claims_csv=RESULTS / "claims.csv"):
+    """Markdown: the headline rows that are done as a table, then the verdicts over all rows."""
+    claims = read_claims(claims_csv)
+    return _markdown(claims[claims["id"].str.startswith(HEADLINE) & claims["ours"].notna()], claims)
+
+
+def full_markdown(claims_csv=RESULTS / "claims.csv"):
+    """Markdown: every row of claims.csv as a table, then the verdicts over all rows."""
+    claims = read_claims(claims_csv)
+    return _markdown(claims, claims)
+
+
+if __name__ == "__main__":
+    print(counts_line(write_claims()))
