@@ -1,0 +1,97 @@
+"""Checkpoints: one safetensors file (weights, optimiser, generators) with a JSON header, beside it the header as .json.
+
+The safetensors file is complete in itself and replaced in one step, so a kill leaves the old or the
+new state, never half of one. Nothing is pickled.
+"""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from .config import Config
+from .model import MEIDNet, Shape
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged or of another configuration; the message names file and reason."""
+
+
+def write(path, tensors, meta):
+    """Atomic write of a dict of tensors and a JSON-able dict."""
+    from safetensors.torch import save_file
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, temporary, metadata={"meidnet": json.dumps(meta)})
+    os.replace(temporary, path)
+    readable = path.with_suffix(f".json.{os.getpid()}.tmp")
+    readable.write_text(json.dumps(meta, indent=1) + "\n")
+    os.replace(readable, path.with_suffix(".json"))
+
+
+def read(path):
+    """(tensors, meta) of a checkpoint."""
+    from safetensors import SafetensorError, safe_open
+    if not Path(path).exists():
+        raise CheckpointError(f"{path}: no such checkpoint. Train one (notebook 02) or correct the path.")
+    try:
+        with safe_open(path, "pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["meidnet"])
+    except (SafetensorError, KeyError, TypeError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable MEIDNet checkpoint ({type(error).__name__}: {error}).") from error
+
+
+def save_model(path, model, **extra):
+    """Weights, configuration and data shape: what a user needs to run the model. extra goes into the JSON."""
+    write(path, model.state_dict(), {"config": model.cfg.to_dict(), "shape": asdict(model.shape), **extra})
+
+
+def load_model(path, device="cpu"):
+    """(model in eval mode, meta) from `save_model`."""
+    tensors, meta = read(path)
+    shape = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["shape"].items()}
+    model = MEIDNet(Config.from_dict(meta["config"]), Shape(**shape))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: weights do not fit the configuration in its header: {error}") from error
+    return model.to(device).eval(), meta
+
+
+def save_state(path, run, model, average, optimizer, epoch):
+    """Everything a resumed run needs, the random generators included."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {"rng": torch.get_rng_state()}
+    if average is not None:
+        tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
+    if torch.cuda.is_available():
+        tensors["rng_cuda"] = torch.cuda.get_rng_state()
+    for k, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{k}.{name}": v for name, v in state.items()}
+    meta = {"config": model.cfg.to_dict(), "shape": asdict(model.shape), "epoch": epoch, "seconds": run.seconds, "history": run.history}
+    write(path, tensors, meta)
+
+
+def load_state(path, run, model, average, optimizer):
+    """Restore what `save_state` wrote into the given objects; returns the epoch to go on with."""
+    tensors, meta = read(path)
+    differing = [k for k, v in meta["config"].items() if model.cfg.to_dict().get(k) != v]
+    if differing or "epoch" not in meta:
+        raise CheckpointError(f"{path}: belongs to another run ({', '.join(differing) or 'no training state'} differ); "
+                              "delete it or choose another path.")
+    part = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+    model.load_state_dict(part("model."))
+    if average is not None:
+        average.load_state_dict(part("average."))
+    state = {}
+    for key, value in part("optimizer.").items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["rng"])
+    if "rng_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng_cuda"])
+    run.history, run.seconds = meta["history"], meta["seconds"]
+    return meta["epoch"]

@@ -1,0 +1,87 @@
+"""One dataclass holds everything that defines a run; it is stored with every checkpoint and result."""
+
+from dataclasses import asdict, dataclass, fields, replace
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a model and its training. Two presets: `PAPER` and `IMPROVED`."""
+
+    name: str = "paper"
+    dataset: str = "perov_5"
+    split_scheme: str = "cdvae"            # cdvae | grouped (no composition, nor its A/B twin, in two splits)
+    labels: tuple = ("dir_gap", "heat_all")    # one label: bi-modal, two: tri-modal
+    fusion: str = "early"                  # early | late (S1.1, S1.2)
+    # model
+    latent: int = 128
+    width: int = 128                       # node features
+    edge_width: int = 128                  # messages
+    blocks: int = 3                        # EGNN blocks in the encoder, and as many in the decoder
+    rbf: int = 0                           # Gaussians on the minimum-image distance as edge attributes a_ij; 0: none
+    cutoff: float = 4.0                    # angstrom, adjacency A_ij
+    all_pairs: bool = False                # encoder messages between all pairs, adjacency only as an attribute
+    residual: bool = False                 # h' = h + phi_h(h, m) with LayerNorm, instead of eq. (x) as written
+    site_init: bool = False                # decoder: one linear map per site from z, instead of z + site query
+    dropout: float = 0.0
+    # targets and losses
+    normalize: bool = False                # standardise lattice and labels with training statistics
+    w_lattice: float = 1.0
+    w_adjacency: float = 1.0
+    w_species: float = 1.0
+    w_coords: float = 1.0
+    w_prop: float = 1.0
+    w_prop_structure: float = 0.0          # the same property loss from the structural embedding alone
+    w_con: float = 1.0                     # lambda of S1
+    temperature: float = 0.07              # tau of InfoNCE
+    gumbel_tau: float = 1.0
+    gumbel_noise: bool = True              # cross-entropy on a Gumbel-softmax sample (training only)
+    structure_only: float = 0.0            # fraction of samples decoded from the structural embedding alone
+    curriculum: str = "exp"                # exp (eq. vi) | linear (S1.1) | none
+    ramp: float = 2 / 3                    # fraction of the epochs in which the weight rises to 1
+    # optimisation
+    optimizer: str = "adam"                # adam | adamw
+    schedule: str = "constant"             # constant | onecycle
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    clip: float = 0.0                      # gradient norm; 0: off
+    ema: float = 0.0                       # decay per step of the averaged weights that are evaluated; 0: off
+    batch: int = 16
+    epochs: int = 2000
+    seed: int = 0
+
+    def __post_init__(self):
+        allowed = {"fusion": ("early", "late"), "curriculum": ("exp", "linear", "none"),
+                   "optimizer": ("adam", "adamw"), "schedule": ("constant", "onecycle"),
+                   "split_scheme": ("cdvae", "grouped")}
+        for key, values in allowed.items():
+            if getattr(self, key) not in values:
+                raise ValueError(f"Config.{key} = {getattr(self, key)!r}: expected one of {', '.join(values)}")
+        object.__setattr__(self, "labels", tuple(self.labels))     # JSON gives a list
+
+    def with_(self, **changes):
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def to_dict(self):
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values):
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown configuration keys: {', '.join(sorted(unknown))}")
+        return cls(**values)
+
+
+# As the text states: three EGNN blocks, 128-d latent, raw targets, Adam 1e-3, batch 16, early fusion with
+# curriculum. The text leaves hidden widths, temperature and loss weights open: 128, 0.07 (CLIP), all 1.
+PAPER = Config()
+
+IMPROVED = Config(
+    name="improved", width=128, edge_width=64, rbf=32, all_pairs=True, residual=True, site_init=True,
+    normalize=True, w_coords=30.0, w_lattice=1.0, w_adjacency=0.3, w_prop=1.0, w_prop_structure=1.0, w_con=0.3,
+    temperature=0.2, gumbel_noise=False, optimizer="adamw", schedule="onecycle", lr=3e-3, weight_decay=0.01,
+    clip=1.0, ema=0.99, batch=128, epochs=100,
+)
+
+PRESETS = {"paper": PAPER, "improved": IMPROVED}
