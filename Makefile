@@ -18,6 +18,7 @@ INSTALL := $(UV) pip install --python $(PY)
 STAMP := .venv/installed
 
 export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export OMP_NUM_THREADS ?= 1
 unexport PYTHONPATH
 # An empty HOME is replaced, so that every cache has a place.
@@ -71,14 +72,15 @@ clean:  ## remove what `make book` and `make test` wrote; .venv, .cache and runs
 # A CPU build where the configured sources hold one; else, and on a machine with a
 # GPU, uv asks the PyTorch index and picks CPU or CUDA from the driver.
 define install_torch
-if ! nvidia-smi >/dev/null 2>&1 && $(PY) -m pip install -q -c requirements.lock $(TORCH)+cpu; then :; \
+if ! nvidia-smi >/dev/null 2>&1 && $(PY) -m pip install -q --no-deps $(TORCH)+cpu; then :; \
 else echo "Asking the PyTorch index for $(TORCH)"; \
 $(INSTALL) --torch-backend=auto -c requirements.lock $(TORCH); fi
 endef
 
-# The local version (+cpu) is dropped: the lock serves CPU and CUDA builds alike.
+# Resolved with the CPU build, then the local version (+cpu) is dropped: the lock serves
+# CPU and CUDA builds alike, and what a CUDA build needs comes with that build.
 define compile
-$(UV) pip compile -q pyproject.toml $(1) --python-version 3.11 $(LOCK_FLAGS) --no-annotate --no-header -o $(2)
+echo $(TORCH)+cpu | $(UV) pip compile -q pyproject.toml -c - $(1) --python-version 3.11 $(LOCK_FLAGS) --no-annotate --no-header -o $(2)
 sed -i -E 's/^(torch==[^+]*)\+.*/\1/' $(2)
 endef
 
