@@ -21,6 +21,7 @@ class Config:
     cutoff: float = 4.0                    # angstrom, adjacency A_ij
     all_pairs: bool = False                # encoder messages between all pairs, adjacency only as an attribute
     residual: bool = False                 # h' = h + phi_h(h, m) with LayerNorm, instead of eq. (x) as written
+    pool_heads: int = 0                    # weighted means over sites instead of one mean (eq. iv); 0: the mean
     site_init: bool = False                # decoder: one linear map per site from z, instead of z + site query
     dropout: float = 0.0
     # targets and losses
@@ -78,7 +79,7 @@ class Config:
 PAPER = Config()
 
 IMPROVED = Config(
-    name="improved", width=128, edge_width=64, rbf=32, all_pairs=True, residual=True, site_init=True,
+    name="improved", width=128, edge_width=64, rbf=32, all_pairs=True, residual=True, pool_heads=6, site_init=True,
     normalize=True, w_coords=30.0, w_lattice=1.0, w_adjacency=0.3, w_prop=1.0, w_prop_structure=1.0, w_con=0.3,
     temperature=0.2, gumbel_noise=False, optimizer="adamw", schedule="onecycle", lr=3e-3, weight_decay=0.01,
     clip=1.0, ema=0.99, batch=128, epochs=100,

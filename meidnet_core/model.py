@@ -36,10 +36,18 @@ class CrystalEncoder(nn.Module):
         self.embed = nn.Embedding(shape.classes, cfg.width)
         self.egnn = EGNN(cfg.blocks, cfg.width, edge_width=cfg.edge_width, edge_attributes=attributes,
                          residual=cfg.residual, length=cfg.cutoff, dropout=cfg.dropout)
-        self.readout = mlp(cfg.width, 2 * cfg.width, 2 * cfg.width) if cfg.residual else nn.Identity()
         self.lattice = mlp(6, cfg.width, cfg.width)
-        pooled = 2 * cfg.width if cfg.residual else cfg.width
-        self.out = mlp(pooled + cfg.width, cfg.width, cfg.latent)
+        if cfg.pool_heads:                                          # which sites a head listens to, and what it hears
+            self.score, self.value = nn.Linear(cfg.width, cfg.pool_heads), nn.Linear(cfg.width, cfg.width // 2)
+        pooled = cfg.pool_heads * (cfg.width // 2) or cfg.width
+        self.out = mlp(pooled + cfg.width, 2 * cfg.width, cfg.latent)
+
+    def pool(self, h, mask):
+        """Sites to cell, (B, N, H) -> (B, K): the mean of eq. (iv), or one weighted mean per head."""
+        if not self.cfg.pool_heads:
+            return (h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        weight = torch.softmax(self.score(h).masked_fill(mask[..., None] == 0, -1e9), 1)    # (B, N, heads)
+        return torch.einsum("bnk,bnv->bkv", weight, self.value(h)).flatten(1)
 
     def forward(self, batch, lattice):
         h = self.embed(batch["species"])                                                    # (B, N, H)
@@ -48,10 +56,12 @@ class CrystalEncoder(nn.Module):
         if self.cfg.rbf:
             a = torch.cat([gaussians(batch["d"], self.cfg.rbf), batch["adjacency"][..., None]], -1)
         h, _ = self.egnn(h, batch["r"], a, pair if self.cfg.all_pairs else batch["adjacency"])
-        h = F.silu(self.readout(h)) if self.cfg.residual else h
-        mask = batch["mask"][..., None]
-        pooled = (h * mask).sum(1) / mask.sum(1)                                            # eq. (iv)
-        return self.out(torch.cat([pooled, self.lattice(lattice)], -1))                     # (B, 128)
+        return self.out(torch.cat([self.pool(h, batch["mask"]), self.lattice(lattice)], -1))   # (B, 128)
+
+
+def latent_gain(cfg):
+    """Points of the unit sphere have components of 1/sqrt(128): brought to order 1 for the layers that read them."""
+    return cfg.latent**0.5 if cfg.residual else 1.0
 
 
 class CrystalDecoder(nn.Module):
@@ -64,6 +74,7 @@ class CrystalDecoder(nn.Module):
     def __init__(self, cfg, shape):
         super().__init__()
         self.cfg, self.sites = cfg, shape.sites
+        self.gain = latent_gain(cfg)
         out = shape.sites * cfg.width if cfg.site_init else cfg.width
         self.start = mlp(cfg.latent, 2 * cfg.width, out) if cfg.site_init else mlp(cfg.latent, cfg.width, out)
         self.query = nn.Parameter(torch.randn(shape.sites, cfg.width) * 0.5)
@@ -75,6 +86,7 @@ class CrystalDecoder(nn.Module):
         self.lattice = mlp(cfg.latent, cfg.width, 6)
 
     def forward(self, z):
+        z = z * self.gain
         start = self.start(z)
         h = start.view(len(z), self.sites, -1) if self.cfg.site_init else start[:, None]
         h = h + self.query                                                                  # (B, N, H)
@@ -156,7 +168,7 @@ class MEIDNet(nn.Module):
 
     def properties(self, z, z_c=None):
         """Predicted labels in standardised units (B, P): from z (tri-modal, eq. xxi) or z_c (bi-modal, eq. xv)."""
-        return self.prop_from_c(z_c) if self.bimodal else self.prop_decoder(z)
+        return self.prop_from_c(z_c) if self.bimodal else self.prop_decoder(z * latent_gain(self.cfg))
 
     def forward(self, batch):
         z_c, y_c = self.embed_structure(batch)

@@ -1,0 +1,128 @@
+"""From a configuration to a committed result: data, training (or a stored checkpoint), test metrics, run file.
+
+    python -m meidnet_core.experiments improved --seed 0          # train, evaluate, write checkpoint and JSON
+"""
+
+import argparse
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import checkpoint, data, metrics, results
+from .config import IMPROVED, PRESETS, Config
+from .train import pick_device, train
+
+CHECKPOINTS = results.ROOT / "data" / "checkpoints"
+RUNS = results.ROOT / "runs"                         # states of interrupted trainings, git-ignored
+
+
+def config_for(profile, dataset="perov_5", seed=0):
+    """`paper`: the full improved configuration; `quick`: the same model, small and about 2 minutes on 2 cores."""
+    if profile not in ("quick", "paper"):
+        raise ValueError(f"profile = {profile!r}: expected quick or paper")
+    cfg = IMPROVED.with_(dataset=dataset, labels=tuple(data.LABELS[dataset]) if dataset in data.LABELS else (), seed=seed)
+    if profile == "paper":
+        return cfg
+    epochs = {"perov_5": 14, "carbon_24": 4, "mp_20": 1}.get(dataset, 10)
+    return cfg.with_(name="quick", width=64, edge_width=32, batch=64, epochs=epochs)
+
+
+@dataclass
+class Splits:
+    """The three splits of a data set, as crystals and as tensors, and the species vocabulary."""
+
+    crystals: dict
+    tensors: dict
+    elements: tuple
+
+
+def prepare(cfg, device="auto"):
+    """Load, log the missing labels, move to the device. All splits are padded to the same number of sites."""
+    device = pick_device(device)
+    crystals = {s: data.load(cfg.dataset, s, cfg.split_scheme) for s in data.SPLITS}
+    elements = data.vocabulary(*crystals.values())
+    sites = max(c.numbers.shape[1] for c in crystals.values())
+    tensors = {s: data.to_tensors(c, elements, cfg.labels, device, cfg.cutoff, sites) for s, c in crystals.items()}
+    for s, c in crystals.items():
+        missing = {l: int(data.np.isnan(c.labels[:, i]).sum()) for i, l in enumerate(c.label_names)}
+        print(f"{cfg.dataset}/{s}: {len(c):,} cells; missing labels (masked, not imputed): {missing}")
+    return Splits(crystals, tensors, elements)
+
+
+def path_of(cfg):
+    return CHECKPOINTS / f"{cfg.dataset}_{cfg.name}_seed{cfg.seed}.safetensors"
+
+
+def stored(cfg, device="auto"):
+    """The committed model of exactly this configuration, or None."""
+    path = path_of(cfg)
+    if not path.exists():
+        return None
+    model, meta = checkpoint.load_model(path, pick_device(device))
+    return (model, meta) if Config.from_dict(meta["config"]) == cfg else None
+
+
+def model_for(cfg, splits, fresh=False, device="auto", progress=True):
+    """(model, history, seconds, origin): the committed checkpoint when it fits, else trained here.
+
+    A training that is interrupted goes on from runs/ at the next call; fresh=True forgets it and the checkpoint.
+    """
+    found = None if fresh else stored(cfg, device)
+    if found:
+        model, meta = found
+        return model, meta["history"], meta["seconds"], f"committed checkpoint {path_of(cfg).name}"
+    state = RUNS / path_of(cfg).name
+    if fresh:
+        state.unlink(missing_ok=True)
+    run = train(cfg, splits.tensors["train"], splits.elements, checkpoint=state, device=device, progress=progress)
+    return run.model, run.history, run.seconds, "trained in this run"
+
+
+def test_claims(m, cfg):
+    """Metrics of a Perov-5 test evaluation that answer rows of paper.csv."""
+    if cfg.dataset != "perov_5" or cfg.name != "improved":
+        return {}
+    if cfg.split_scheme == "grouped":
+        return {"x.perov5.sm_grouped": m["sm_cdvae"]}
+    return {"t1.perov5.meidnet": m["sm_cdvae"], "f2.prod.cs": m["cosine"], "f2.prod.l2d": m["l2d"], "f2c.sm": m["sm_cdvae"],
+            "abs.cosine": m["cosine"], "f2d.r2_gap": m["dir_gap_joint_r2"], "f2e.r2_h": m["heat_all_joint_r2"], "x.perov5.sm_default_tol": m["sm_default"],
+            "x.perov5.h_mae_structure": m["heat_all_alone_mae"], "x.perov5.gap_mae_structure": m["dir_gap_alone_mae"]}
+
+
+def record(cfg, splits, model, seconds, split="test"):
+    """Evaluate on a held-out split and write the run file; returns (metrics, details)."""
+    m, details = metrics.evaluate(model, splits.tensors[split], splits.crystals[split])
+    names = results.read_reference()["id"]
+    claims = {k: v for k, v in test_claims(m, cfg).items() if k in set(names)}
+    scheme = "" if cfg.split_scheme == "cdvae" else "grouped-"
+    results.write_run(f"{cfg.dataset}-{scheme}{cfg.name}", f"seed{cfg.seed}", config=cfg.to_dict(), seed=cfg.seed, data_set=cfg.dataset,
+                      split=f"{scheme}{split}", n=m["n"], metrics=m, claims=claims, wall_time_s=seconds)
+    return m, details
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("--dataset", default="perov_5", choices=list(data.LABELS))
+    parser.add_argument("--split-scheme", default="cdvae", choices=["cdvae", "grouped"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int)
+    args = parser.parse_args()
+    import torch
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    cfg = PRESETS[args.preset].with_(dataset=args.dataset, labels=tuple(data.LABELS[args.dataset]), split_scheme=args.split_scheme, seed=args.seed)
+    cfg = cfg.with_(epochs=args.epochs) if args.epochs else cfg
+    splits, start = prepare(cfg), time.time()
+    model, history, seconds, origin = model_for(cfg, splits)
+    m, _ = record(cfg, splits, model, seconds)
+    checkpoint.save_model(path_of(cfg), model, history=history, seconds=seconds, metrics=m, split=f"{args.split_scheme} test",
+                          licence="weights CC BY 4.0, data see data/README.md")
+    results.write_claims()
+    print(f"{origin}; training {seconds:.0f} s, all {time.time() - start:.0f} s")
+    for key, value in m.items():
+        print(f"{key:40s} {value}")
+
+
+if __name__ == "__main__":
+    main()

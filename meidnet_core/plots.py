@@ -1,0 +1,162 @@
+"""Figures of the book: one function a figure, colour-blind-safe (Okabe-Ito), units on every axis."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+NAMES = {"dir_gap": "band gap, GLLB-SC (eV)", "heat_all": "enthalpy $H_f$ vs competing phases (eV/atom)", "band_gap": "band gap, PBE (eV)",
+         "formation_energy_per_atom": "formation energy, PBE (eV/atom)", "energy_per_atom": "energy, PBE (eV/atom)"}
+
+
+def style():
+    """Readable at page width and on a phone."""
+    plt.rcParams.update({"figure.dpi": 120, "savefig.bbox": "tight", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False,
+                         "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK]), "legend.frameon": False})
+
+
+def show_html(figure, height=None):
+    """A plotly figure as HTML that survives Jupyter Book 1 (bare plotly outputs vanish there)."""
+    from IPython.display import HTML
+    figure.update_layout(autosize=True, height=height, margin={"l": 0, "r": 0, "t": 40, "b": 0})
+    return HTML(figure.to_html(include_plotlyjs="cdn", full_html=False, config={"responsive": True}))
+
+
+def periodic_table(counts, title, missing=(), unit="cells"):
+    """Heat map of counts {symbol: n} (log colour); `missing` symbols are ringed in red."""
+    from matplotlib.colors import LogNorm
+    from pymatgen.core import Element
+    fig, ax = plt.subplots(figsize=(9.5, 5))
+    norm, cmap = LogNorm(1, max(counts.values())), plt.get_cmap("cividis")
+    for e in (Element.from_Z(z) for z in range(1, 93)):
+        row, column = (e.row, e.group) if not (e.is_lanthanoid or e.is_actinoid) else (e.row + 2.4, 3 + e.Z - (57 if e.is_lanthanoid else 89))
+        n = counts.get(e.symbol, 0)
+        face = cmap(norm(n)) if n else "#f2f2f2"
+        ax.add_patch(plt.Rectangle((column, -row), 0.94, 0.94, facecolor=face, edgecolor=RED if e.symbol in missing else "none", lw=2.2))
+        dark = n and norm(n) < 0.55
+        ax.text(column + 0.47, -row + 0.6, e.symbol, ha="center", va="center", fontsize=9, color="white" if dark else "black" if n else "#999999")
+        if n:
+            ax.text(column + 0.47, -row + 0.22, f"{n:,}", ha="center", va="center", fontsize=5.2, color="white" if dark else "black")
+    ax.set(xlim=(0.9, 19.1), ylim=(-9.6, 0.2), title=title)
+    ax.set_aspect("equal")
+    ax.axis("off")
+    fig.colorbar(plt.cm.ScalarMappable(norm, cmap), ax=ax, shrink=0.55, label=unit)
+    return fig
+
+
+def label_histograms(sets, theory):
+    """Distribution of every label, per split (density, log scale): sets {split: CrystalSet}, theory {label: text}."""
+    fig, axes = plt.subplots(1, len(theory), figsize=(9.5, 3.4))
+    for ax, (label, text) in zip(np.atleast_1d(axes), theory.items()):
+        i = next(iter(sets.values())).label_names.index(label)
+        values = {s: c.labels[~np.isnan(c.labels[:, i]), i] for s, c in sets.items()}
+        bins = np.linspace(min(v.min() for v in values.values()), max(v.max() for v in values.values()), 45)
+        for (s, v), width in zip(values.items(), (3, 2, 1)):
+            ax.hist(v, bins, histtype="step", density=True, lw=width, label=f"{s} (n = {len(v):,})")
+        ax.set(xlabel=text, yscale="log")
+    np.atleast_1d(axes)[0].set_ylabel("density")
+    np.atleast_1d(axes)[0].legend(fontsize=8)
+    fig.tight_layout()
+    return fig
+
+
+def bars_with_reference(names, values, references, ylabel, errors=None):
+    """Horizontal bars, the paper's value (or None) as a black tick."""
+    fig, ax = plt.subplots(figsize=(8.5, 0.55 * len(names) + 1))
+    ax.barh(names, values, xerr=errors, color=BLUE, height=0.6)
+    for k, (value, reference) in enumerate(zip(values, references)):
+        ax.text(value, k, f"  {value:.4g}", va="center", fontsize=9)
+        if reference is not None:
+            ax.plot([reference, reference], [k - 0.42, k + 0.42], color=BLACK, lw=2.5, label="paper" if "paper" not in ax.get_legend_handles_labels()[1] else None)
+    ax.set_xlabel(ylabel)
+    ax.invert_yaxis()
+    if any(r is not None for r in references):
+        ax.legend(loc="lower right")
+    return fig
+
+
+def losses(history):
+    """Training losses, and the curriculum weight that explains the shape of the contrastive one."""
+    epoch = [h["epoch"] + 1 for h in history]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6))
+    for key, name in (("species", "species (CE)"), ("coords", "coordinates"), ("lattice", "lattice"), ("adjacency", "adjacency (BCE)"),
+                      ("prop", "properties, joint"), ("prop_structure", "properties, structure alone")):
+        left.semilogy(epoch, [h[key] for h in history], label=name)
+    left.set(xlabel="epoch", ylabel="training loss (unweighted terms)")
+    left.legend(fontsize=8)
+    right.plot(epoch, [h["nce"] for h in history], color=BLUE)
+    right.set(xlabel="epoch", ylabel="InfoNCE (nats)")
+    twin = right.twinx()
+    twin.plot(epoch, [h["alpha"] for h in history], color=ORANGE, ls="--")
+    twin.set_ylabel("curriculum weight $\\alpha_t$", color=ORANGE)
+    twin.spines["right"].set_visible(True)
+    fig.tight_layout()
+    return fig
+
+
+def parity(true, predicted, labels, titles, paper_r2=None):
+    """Parity plots, one panel a pair: true, predicted lists of (M,), labels axis texts, titles panel titles."""
+    fig, axes = plt.subplots(1, len(true), figsize=(4.4 * len(true), 4.2))
+    for ax, t, p, label, title in zip(np.atleast_1d(axes), true, predicted, labels, titles):
+        known = ~np.isnan(t)
+        t, p = t[known], p[known]
+        r2 = 1 - ((p - t) ** 2).sum() / ((t - t.mean()) ** 2).sum()
+        ax.scatter(t, p, s=5, alpha=0.3, color=BLUE, edgecolors="none", rasterized=True)
+        low, high = min(t.min(), p.min()), max(t.max(), p.max())
+        ax.plot([low, high], [low, high], color=BLACK, lw=1)
+        text = f"MAE {np.abs(p - t).mean():.3f}\n$R^2$ {r2:.4f}" + (f"\npaper $R^2$ {paper_r2}" if paper_r2 else "")
+        ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top", fontsize=9)
+        ax.set(xlabel=f"reference {label}", ylabel="predicted", title=title)
+    fig.tight_layout()
+    return fig
+
+
+def alignment_histogram(cosine, l2d, paper=(0.97, 0.24), rerun=(0.919, None)):
+    """Cosine similarity and L2 distance of paired embeddings, per crystal, with the paper's mean drawn in."""
+    fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.3))
+    for ax, values, reference, other, name in zip(axes, (cosine, l2d), paper, rerun, ("cosine similarity", "L2 distance")):
+        ax.hist(values, 60, color=SKY)
+        ax.axvline(values.mean(), color=BLUE, lw=2, label=f"mean {values.mean():.3f}")
+        ax.axvline(reference, color=BLACK, lw=2, ls="--", label=f"paper {reference} (split unstated)")
+        if other:
+            ax.axvline(other, color=RED, lw=1.5, ls=":", label=f"authors' re-run, held out {other}")
+        ax.set(xlabel=f"{name} of $y_c$ and $y_p$", ylabel="test crystals")
+        ax.legend(fontsize=8)
+    fig.tight_layout()
+    return fig
+
+
+def latent_map(points, values, name, hover):
+    """Interactive 2-D map (PCA) of latents, (M, 2), coloured by values (M,); hover texts (M,)."""
+    import plotly.graph_objects as go
+    marker = {"size": 4, "color": values, "colorscale": "Cividis", "showscale": True, "colorbar": {"title": name}}
+    figure = go.Figure(go.Scattergl(x=points[:, 0], y=points[:, 1], mode="markers", marker=marker, text=hover, hoverinfo="text"))
+    figure.update_layout(template="simple_white", xaxis_title="principal component 1", yaxis_title="principal component 2")
+    return figure
+
+
+def structures(cells, titles, columns=2):
+    """Rotatable 3-D views side by side: pymatgen Structures and their titles."""
+    from pymatviz import structure_3d
+    figure = structure_3d({str(k): s for k, s in enumerate(cells)}, n_cols=columns, show_bonds=False, site_labels="symbol",
+                          subplot_title=lambda _, key: {"text": titles[int(key)], "font": {"size": 12}})
+    figure.update_layout(width=None, showlegend=False)
+    return figure
+
+
+def navigation(path, plane, target):
+    """Figure 1c: trajectories in two principal directions of the latents, height = distance to the target."""
+    points = (path.latents.numpy() @ plane)                                                 # (T, B, 2)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
+    for b in range(points.shape[1]):
+        left.plot(points[:, b, 0], path.distance[:, b], lw=1, color=SKY)
+    left.scatter(points[0, :, 0], path.distance[0], color=ORANGE, s=18, label="start", zorder=3)
+    left.scatter(points[-1, :, 0], path.distance[-1], color=BLUE, s=18, label="end", zorder=3)
+    left.set(xlabel="first principal direction of the latents", ylabel="distance to target (label s.d.)", title=target)
+    left.legend()
+    right.semilogy(path.distance.numpy(), lw=1, color=SKY)
+    right.semilogy(path.distance.median(1).values.numpy(), lw=2.5, color=BLUE, label="median")
+    right.set(xlabel="Adam step", ylabel="distance to target (label s.d.)")
+    right.legend()
+    fig.tight_layout()
+    return fig
