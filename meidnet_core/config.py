@@ -37,6 +37,8 @@ class Config:
     gumbel_tau: float = 1.0
     gumbel_noise: bool = True              # cross-entropy on a Gumbel-softmax sample (training only)
     structure_only: float = 0.0            # fraction of samples decoded from the structural embedding alone
+    latent_noise: float = 0.0              # length of Gaussian noise on the joint latent while training
+    label_noise: float = 0.0               # noise on the labels that are embedded, in units of their spread (training)
     curriculum: str = "exp"                # exp (eq. vi) | linear (S1.1) | none
     ramp: float = 2 / 3                    # fraction of the epochs in which the weight rises to 1
     # optimisation

@@ -8,6 +8,7 @@ Only numpy and torch at import time; pymatgen is imported where a `Structure` is
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,6 +19,35 @@ SWAP_YZ = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0]], dtype=float)
 # The B atom shares its column along x with one X, the A atom stands alone: enumerate (A, B, X, X, X).
 _ORDERS = np.array([(a, b, x, y, z) for a in range(5) for b in range(5) for x in range(5)
                     for y in range(5) for z in range(5) if len({a, b, x, y, z}) == 5])
+
+
+@lru_cache(None)
+def _table():
+    """Symbols and Pauling electronegativities (0 where none is defined) by atomic number."""
+    import warnings
+
+    from pymatgen.core import Element
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                              # noble gases have none, pymatgen says so each time
+        elements = [Element.from_Z(z) for z in range(1, 104)]
+        return ["-"] + [e.symbol for e in elements], np.nan_to_num(np.array([0.0] + [e.X for e in elements]))
+
+
+def symbol(z):
+    """Symbol of an atomic number up to 103."""
+    return _table()[0][int(z)]
+
+
+def atomic_number(name):
+    """Atomic number of a symbol; ValueError for anything that is no element up to Z = 103."""
+    if name not in _table()[0][1:]:
+        raise ValueError(f"unknown element {name!r}: expected a symbol up to Lr")
+    return _table()[0].index(name)
+
+
+def electronegativities():
+    """Pauling scale, (104,) by atomic number."""
+    return _table()[1]
 
 
 @dataclass
@@ -41,18 +71,18 @@ def circular_mean(frac):
     return np.angle(np.exp(2j * np.pi * frac).sum(0)) / (2 * np.pi)
 
 
-def canonicalize(lattice, species, frac, electronegativity):
+def canonicalize(lattice, species, frac):
     """Canonical form of one cell. lattice (6,) angstrom and degrees, species (N,) atomic numbers, frac (N, 3).
 
     Cubic ABX3 cells are recognised by geometry (`_perovskite_order`); all others are put at the
     circular mean of their sites and sorted by element, then position.
     """
     cubic = np.ptp(lattice[:3]) < 1e-4 and np.abs(lattice[3:] - 90).max() < 1e-4
-    order = _perovskite_order(species, frac, electronegativity) if cubic and len(species) == 5 else None
+    order = _perovskite_order(species, frac) if cubic and len(species) == 5 else None
     return _generic(species, frac) if order is None else _perovskite(species, frac, order)
 
 
-def _perovskite_order(species, frac, electronegativity):
+def _perovskite_order(species, frac):
     """Which row is A, B, X, X, X? The columns along x tell, however far the atoms have slid along x.
 
     Returns (5,) row numbers, or None when the cell is no perovskite. Of the two atoms in one
@@ -63,6 +93,7 @@ def _perovskite_order(species, frac, electronegativity):
     fits = _ORDERS[np.abs(dev).max((1, 2)) < 0.02]
     if len(fits) == 0:
         return None
+    electronegativity = electronegativities()
     x_minus_b = electronegativity[species[fits[:, 2]]] - electronegativity[species[fits[:, 1]]]
     along_x = wrap(frac[fits][:, :, 0] - PEROVSKITE[None, :, 0] - frac[fits[:, 1], 0][:, None])
     return fits[np.lexsort((np.abs(along_x).sum(1), -x_minus_b))[0]]

@@ -1,8 +1,6 @@
 """Perov-5, Carbon-24 and MP-20: found, checked, parsed once, cached as tensors, split.
 
-Source order: the folder named by MEIDNET_DATA_MIRROR, then the public CDVAE repository at a pinned
-commit. Files are checked by SHA-256 (mirror) or by a fingerprint of their cells (downloads, whose
-bytes differ from the mirror's). The parsed cells are kept in MEIDNET_CACHE (default: user cache).
+Files come from `sources.py`. The parsed cells are kept in MEIDNET_CACHE (default: user cache).
 """
 
 import hashlib
@@ -10,16 +8,14 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from . import crystal
+from .crystal import atomic_number, symbol
+from .sources import DataError, cache_dir, check_cells, locate
 
-COMMIT = "f857f598d6f6cca5dc1ea0582d228f12dcc2c2ea"                  # txie-93/cdvae
-URL = f"https://raw.githubusercontent.com/txie-93/cdvae/{COMMIT}/data/{{}}/{{}}.csv"
 # label column -> level of theory. A GLLB-SC gap and a PBE gap are different quantities.
 LABELS = {
     "perov_5": {"dir_gap": "direct gap, GLLB-SC (eV)", "heat_all": "enthalpy against competing phases, RPBE (eV/atom)"},
@@ -28,10 +24,6 @@ LABELS = {
 }
 SPLITS = ("train", "val", "test")
 VERSION = 1                                                          # of the canonical form: part of the cache key
-
-
-class DataError(ValueError):
-    """A data file is missing, altered or unreadable; the message names file, row and cure."""
 
 
 @dataclass
@@ -62,6 +54,11 @@ class CrystalSet:
         return CrystalSet(self.name, split or self.split, self.label_names, [self.ids[i] for i in index], **arrays)
 
     @property
+    def volume(self):
+        """(M,) cubic angstrom."""
+        return torch.linalg.det(crystal.lattice_matrix(torch.from_numpy(self.lattice))).abs().numpy()
+
+    @property
     def elements(self):
         """Symbols present, by atomic number."""
         return tuple(symbol(z) for z in np.unique(self.numbers) if z)
@@ -81,72 +78,6 @@ class CrystalSet:
         counts = {z: numbers.count(z) for z in dict.fromkeys(numbers)}
         divisor = np.gcd.reduce(list(counts.values()))
         return "".join(symbol(z) + (str(n // divisor) if n > divisor else "") for z, n in counts.items())
-
-
-@lru_cache(None)
-def _table():
-    """Symbols and Pauling electronegativities (0 where none is defined) by atomic number."""
-    import warnings
-
-    from pymatgen.core import Element
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")                              # noble gases have none, pymatgen says so each time
-        elements = [Element.from_Z(z) for z in range(1, 104)]
-        return ["-"] + [e.symbol for e in elements], np.nan_to_num(np.array([0.0] + [e.X for e in elements]))
-
-
-def symbol(z):
-    return _table()[0][int(z)]
-
-
-def atomic_number(name):
-    """Atomic number of a symbol; DataError for anything that is no element up to Z = 103."""
-    if name not in _table()[0][1:]:
-        raise DataError(f"unknown element {name!r}: expected a symbol up to Lr")
-    return _table()[0].index(name)
-
-
-# ---- sources ----------------------------------------------------------------------------------
-
-def registry():
-    """Known files: {'perov_5/train': {'sha256', 'rows', 'fingerprint'}}, see data/README of the repository."""
-    return json.loads((Path(__file__).parent / "registry.json").read_text())
-
-
-def cache_dir():
-    if "MEIDNET_CACHE" in os.environ:
-        return Path(os.environ["MEIDNET_CACHE"])
-    import pooch
-    return Path(pooch.os_cache("meidnet"))
-
-
-def locate(name, split):
-    """Path of the CSV of one split: mirror first, then download. DataError when neither can be had."""
-    mirror = os.environ.get("MEIDNET_DATA_MIRROR")
-    if mirror:
-        for path in (Path(mirror) / name / f"{split}.csv.gz", Path(mirror) / name / f"{split}.csv"):
-            if path.exists():
-                return _check_bytes(path, registry().get(f"{name}/{split}", {}))
-    return _download(name, split, mirror)
-
-
-def _check_bytes(path, known):
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if path.suffix == ".gz" and known.get("sha256") not in (None, digest):
-        raise DataError(f"{path}: wrong checksum (SHA-256 {digest[:12]}..., expected {known['sha256'][:12]}...). The file is "
-                        "damaged or another version: copy it again, or unset MEIDNET_DATA_MIRROR to download it.")
-    return path
-
-
-def _download(name, split, mirror):
-    import pooch
-    url = URL.format(name, split)
-    try:                                                             # the pinned commit fixes the content; cells are checked below
-        return Path(pooch.retrieve(url, known_hash=None, fname=f"{name}-{split}-{COMMIT[:8]}.csv", path=cache_dir()))
-    except Exception as error:
-        where = f"no {name}/{split}.csv(.gz) in MEIDNET_DATA_MIRROR={mirror}" if mirror else "MEIDNET_DATA_MIRROR is not set"
-        raise DataError(f"{name}/{split}: no source reachable: {where}, and the download of {url} failed ({error}). "
-                        "Connect to the internet once, or point MEIDNET_DATA_MIRROR at a folder that holds the file.") from error
 
 
 # ---- parsing ----------------------------------------------------------------------------------
@@ -184,7 +115,7 @@ def parse_cif(job):
         numbers = np.array([site.specie.Z for site in s])
         if not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
             raise ValueError("lattice or coordinates are not finite")
-        return lattice, crystal.canonicalize(lattice, numbers, frac, _table()[1])
+        return lattice, crystal.canonicalize(lattice, numbers, frac)
     except Exception as error:                                       # whatever the reader raises belongs in the report
         return row, f"{type(error).__name__}: {error}"
 
@@ -215,14 +146,6 @@ def _pack(name, split, label_names, table, cells):
     labels = table[list(label_names)].to_numpy(float)
     ids = [str(x) for x in table["material_id"]]
     return CrystalSet(name, split, tuple(label_names), ids, np.array([l for l, _ in cells]), numbers, frac, labels, order, origin, rotation)
-
-
-def fingerprint(crystals):
-    """SHA-256 over sorted 'formula volume' of all cells: independent of row order, site order and file format."""
-    cells = crystal.lattice_matrix(torch.from_numpy(crystals.lattice))
-    volume = torch.linalg.det(cells).abs().numpy()
-    rows = sorted(f"{sorted(int(z) for z in zs if z)} {v:.2f}" for zs, v in zip(crystals.numbers, volume))
-    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
 # ---- cache, splits ----------------------------------------------------------------------------
@@ -267,24 +190,22 @@ def load(name, split, scheme="cdvae", labels=None, processes=None):
     cached = cache_dir() / f"{name}-{split}-{key}.safetensors"
     if not cached.exists():
         crystals = parse(path, name, split, labels, processes)
-        _check_cells(crystals, path)
+        check_cells(crystals, path)
         save(crystals, cached)
     return read(cached)
 
 
-def _check_cells(crystals, path):
-    known = registry().get(f"{crystals.name}/{crystals.split}", {})
-    if path.suffix == ".gz" or not known or not known.get("same_cells", True):
-        return                                                       # checked by its bytes, or no reference for its cells
-    if fingerprint(crystals) != known["fingerprint"]:
-        raise DataError(f"{path}: {len(crystals)} cells, but not those of the published split. Delete the file and download it again.")
-
-
 def composition_key(numbers):
-    """Group of a composition: reduced counts of elements, so that A/B twins share a key."""
+    """Group of a composition, numbers (N,): reduced counts of elements, so that A/B twins share a key."""
     z, n = np.unique(numbers[numbers > 0], return_counts=True)
     n = n // np.gcd.reduce(n) if len(z) > 1 else n                   # elements: all carbon is one composition, keep the cell size
     return tuple(z.tolist()), tuple(n.tolist())
+
+
+def overlap(crystals, train):
+    """Fraction of cells whose composition, or its A/B twin, also occurs in `train`."""
+    known = {composition_key(z) for z in train.numbers}
+    return float(np.mean([composition_key(z) in known for z in crystals.numbers]))
 
 
 def concatenate(sets, split):

@@ -7,7 +7,6 @@ import argparse
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from . import checkpoint, data, metrics, results
 from .config import IMPROVED, PRESETS, Config

@@ -26,9 +26,8 @@ def decoded_cells(decoded, elements):
 
 def true_cells(crystals):
     """CrystalSet -> list of cells in canonical form."""
-    from .data import symbol
     real = crystals.numbers > 0
-    return [(l, [symbol(z) for z in zs[keep]], f[keep])
+    return [(l, [crystal.symbol(z) for z in zs[keep]], f[keep])
             for l, zs, f, keep in zip(crystals.lattice, crystals.numbers, crystals.frac, real)]
 
 

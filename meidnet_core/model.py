@@ -166,17 +166,26 @@ class MEIDNet(nn.Module):
             total, count = total + y * known[:, None], count + known[:, None]
         return total / count
 
+    def perturb(self, z, y_c):
+        """Regularisation while training: some samples without their labels, noise of given length on all."""
+        if self.cfg.structure_only:
+            alone = torch.rand(len(z), 1, device=z.device) < self.cfg.structure_only
+            z = torch.where(alone, y_c, z)
+        if self.cfg.latent_noise:
+            z = z + self.cfg.latent_noise * torch.randn_like(z) / z.shape[1] ** 0.5
+        return z
+
     def properties(self, z, z_c=None):
         """Predicted labels in standardised units (B, P): from z (tri-modal, eq. xxi) or z_c (bi-modal, eq. xv)."""
         return self.prop_from_c(z_c) if self.bimodal else self.prop_decoder(z * latent_gain(self.cfg))
 
     def forward(self, batch):
         z_c, y_c = self.embed_structure(batch)
-        ys = self.embed_properties(self.scale(batch)[1])
-        z = self.join(y_c, ys)
-        if self.training and self.cfg.structure_only:
-            alone = torch.rand(len(z), 1, device=z.device) < self.cfg.structure_only
-            z = torch.where(alone, y_c, z)
+        labels = self.scale(batch)[1]
+        if self.training and self.cfg.label_noise:
+            labels = labels + self.cfg.label_noise * torch.randn_like(labels)
+        ys = self.embed_properties(labels)
+        z = self.perturb(self.join(y_c, ys), y_c) if self.training else self.join(y_c, ys)
         return {**self.decoder(z), "z": z, "z_c": z_c, "y_c": y_c, "ys": ys,
                 "props": self.properties(z, z_c), "props_structure": self.properties(y_c, z_c)}
 
