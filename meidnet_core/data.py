@@ -97,7 +97,8 @@ def read_csv(path, labels):
         numbers = pd.to_numeric(table[label], errors="coerce")
         bad = table.index[numbers.isna() & table[label].notna() | np.isinf(numbers)]
         if len(bad):
-            raise DataError(f"{path}, row {bad[0] + 2}: {label} = {table[label][bad[0]]!r} is not a finite number. Correct or empty the cell.")
+            raise DataError(f"{path}, row {bad[0] + 2}: {label} = {table[label][bad[0]]!r} is not a finite number. "
+                            "Correct or empty the cell.")
     return table
 
 
@@ -154,7 +155,8 @@ def save(crystals, path):
     """Atomic: a killed write leaves the old file or none."""
     from safetensors.numpy import save_file
     path.parent.mkdir(parents=True, exist_ok=True)
-    meta = {"name": crystals.name, "split": crystals.split, "label_names": json.dumps(crystals.label_names), "ids": json.dumps(crystals.ids)}
+    meta = {"name": crystals.name, "split": crystals.split, "label_names": json.dumps(crystals.label_names),
+            "ids": json.dumps(crystals.ids)}
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     save_file({k: np.ascontiguousarray(getattr(crystals, k)) for k in CrystalSet.ARRAYS}, temporary, metadata=meta)
     os.replace(temporary, path)
@@ -200,6 +202,15 @@ def composition_key(numbers):
     z, n = np.unique(numbers[numbers > 0], return_counts=True)
     n = n // np.gcd.reduce(n) if len(z) > 1 else n                   # elements: all carbon is one composition, keep the cell size
     return tuple(z.tolist()), tuple(n.tolist())
+
+
+def elements_of(formula):
+    """Symbols of a chemical formula, e.g. 'LaScSe3' -> ('La', 'Sc', 'Se'). DataError when it cannot be read."""
+    from pymatgen.core import Composition
+    try:
+        return tuple(e.symbol for e in Composition(formula))
+    except ValueError as error:
+        raise DataError(f"formula {formula!r}: {error}") from error
 
 
 def overlap(crystals, train):
@@ -263,9 +274,10 @@ def to_tensors(crystals, elements, labels, device="cpu", cutoff=4.0, sites=None)
     columns = [crystals.label_names.index(l) for l in labels]
     as_tensor = lambda a: torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32, device=device)
     frac = as_tensor(np.pad(crystals.frac, ((0, 0), (0, n - crystals.frac.shape[1]), (0, 0))))
-    out = {"lattice": as_tensor(crystals.lattice), "frac": frac, "labels": as_tensor(crystals.labels[:, columns]),     # (M, 6) (M, N, 3) (M, P)
-           "species": torch.as_tensor(encode_species(crystals, elements, n), device=device)}                            # (M, N)
-    out["mask"] = (out["species"] < len(elements)).float()                                                              # (M, N)
+    out = {"lattice": as_tensor(crystals.lattice), "frac": frac,                            # (M, 6) (M, N, 3)
+           "labels": as_tensor(crystals.labels[:, columns]),                                # (M, P)
+           "species": torch.as_tensor(encode_species(crystals, elements, n), device=device)}    # (M, N)
+    out["mask"] = (out["species"] < len(elements)).float()                                  # (M, N)
     return out | geometry(out["lattice"], frac, out["mask"], cutoff)
 
 

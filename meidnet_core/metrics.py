@@ -23,8 +23,9 @@ def encode(model, tensors, block=1024):
         ys = model.embed_properties(model.scale(batch)[1])
         z = model.join(y_c, ys)
         unscale = lambda p: p * model.label_std + model.label_mean
-        parts.append({"y_c": y_c, "z": z, "joint": unscale(model.properties(z, z_c)), "alone": unscale(model.properties(y_c, z_c)),
-                      "labels": batch["labels"], **{f"y_p{i}": y for i, (y, _) in enumerate(ys)}, **{f"known{i}": k for i, (_, k) in enumerate(ys)}})
+        branches = {f"{name}{i}": pair[j] for i, pair in enumerate(ys) for j, name in enumerate(("y_p", "known"))}
+        parts.append({"y_c": y_c, "z": z, "labels": batch["labels"], "joint": unscale(model.properties(z, z_c)),
+                      "alone": unscale(model.properties(y_c, z_c)), **branches})
     return {key: torch.cat([p[key] for p in parts]).cpu().numpy() for key in parts[0]}
 
 
@@ -73,7 +74,8 @@ def evaluate(model, tensors, crystals, processes=None, sample=False):
     cells = matching.true_cells(crystals)
     e = encode(model, tensors)
     predicted, confidence, raw = decode(model, e["z"], model.shape.elements, sample)
-    rms = {name: matching.match(predicted, cells, tol, processes) for name, tol in (("cdvae", matching.CDVAE), ("default", matching.DEFAULT))}
+    tolerances = {"cdvae": matching.CDVAE, "default": matching.DEFAULT}
+    rms = {name: matching.match(predicted, cells, tol, processes) for name, tol in tolerances.items()}
     out = {f"{k}_{name}": v for name, r in rms.items() for k, v in matching.summary(r).items()}
     same = (raw["species"] == tensors["species"]).cpu().numpy()
     real = tensors["mask"].cpu().numpy() > 0

@@ -27,16 +27,17 @@ def periodic_table(counts, title, missing=(), unit="cells"):
     from matplotlib.colors import LogNorm
     from pymatgen.core import Element
     fig, ax = plt.subplots(figsize=(9.5, 5))
-    norm, cmap = LogNorm(1, max(counts.values())), plt.get_cmap("cividis")
+    norm, cmap = LogNorm(min(counts.values()) / 4, max(counts.values())), plt.get_cmap("cividis")
     for e in (Element.from_Z(z) for z in range(1, 93)):
-        row, column = (e.row, e.group) if not (e.is_lanthanoid or e.is_actinoid) else (e.row + 2.4, 3 + e.Z - (57 if e.is_lanthanoid else 89))
+        row, column = e.row, e.group
+        if e.is_lanthanoid or e.is_actinoid:
+            row, column = e.row + 2.4, 3 + e.Z - (57 if e.is_lanthanoid else 89)
         n = counts.get(e.symbol, 0)
         face = cmap(norm(n)) if n else "#f2f2f2"
         ax.add_patch(plt.Rectangle((column, -row), 0.94, 0.94, facecolor=face, edgecolor=RED if e.symbol in missing else "none", lw=2.2))
-        dark = n and norm(n) < 0.55
-        ax.text(column + 0.47, -row + 0.6, e.symbol, ha="center", va="center", fontsize=9, color="white" if dark else "black" if n else "#999999")
-        if n:
-            ax.text(column + 0.47, -row + 0.22, f"{n:,}", ha="center", va="center", fontsize=5.2, color="white" if dark else "black")
+        ink = "#999999" if not n else "white" if norm(n) < 0.55 else "black"
+        ax.text(column + 0.47, -row + 0.6, e.symbol, ha="center", va="center", fontsize=9, color=ink)
+        ax.text(column + 0.47, -row + 0.22, f"{n:,}" if n else "", ha="center", va="center", fontsize=5.2, color=ink)
     ax.set(xlim=(0.9, 19.1), ylim=(-9.6, 0.2), title=title)
     ax.set_aspect("equal")
     ax.axis("off")
@@ -60,30 +61,15 @@ def label_histograms(sets, theory):
     return fig
 
 
-def bars_with_reference(names, values, references, ylabel, errors=None):
-    """Horizontal bars, the paper's value (or None) as a black tick."""
-    fig, ax = plt.subplots(figsize=(8.5, 0.55 * len(names) + 1))
-    ax.barh(names, values, xerr=errors, color=BLUE, height=0.6)
-    for k, (value, reference) in enumerate(zip(values, references)):
-        ax.text(value, k, f"  {value:.4g}", va="center", fontsize=9)
-        if reference is not None:
-            ax.plot([reference, reference], [k - 0.42, k + 0.42], color=BLACK, lw=2.5, label="paper" if "paper" not in ax.get_legend_handles_labels()[1] else None)
-    ax.set_xlabel(ylabel)
-    ax.invert_yaxis()
-    if any(r is not None for r in references):
-        ax.legend(loc="lower right")
-    return fig
-
-
 def losses(history):
     """Training losses, and the curriculum weight that explains the shape of the contrastive one."""
     epoch = [h["epoch"] + 1 for h in history]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4))
     for key, name in (("species", "species (CE)"), ("coords", "coordinates"), ("lattice", "lattice"), ("adjacency", "adjacency (BCE)"),
                       ("prop", "properties, joint"), ("prop_structure", "properties, structure alone")):
         left.semilogy(epoch, [h[key] for h in history], label=name)
     left.set(xlabel="epoch", ylabel="training loss (unweighted terms)")
-    left.legend(fontsize=8)
+    left.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     right.plot(epoch, [h["nce"] for h in history], color=BLUE)
     right.set(xlabel="epoch", ylabel="InfoNCE (nats)")
     twin = right.twinx()
