@@ -114,6 +114,8 @@ def parse_cif(job):
             s = Structure.from_str(text, fmt="cif")
         lattice, frac = np.array(s.lattice.parameters), np.array(s.frac_coords)
         numbers = np.array([site.specie.Z for site in s])
+        if numbers.min() < 1 or numbers.max() > 103:                 # pymatgen reads any symbol as a dummy species
+            raise ValueError(f"unknown element among {', '.join(site.specie.symbol for site in s)}")
         if not (np.isfinite(lattice).all() and np.isfinite(frac).all()):
             raise ValueError("lattice or coordinates are not finite")
         return lattice, crystal.canonicalize(lattice, numbers, frac)
