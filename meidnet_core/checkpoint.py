@@ -52,13 +52,22 @@ def save_model(path, model, **extra):
 def load_model(path, device="cpu"):
     """(model in eval mode, meta) from `save_model`."""
     tensors, meta = read(path)
-    shape = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["shape"].items()}
-    model = MEIDNet(Config.from_dict(meta["config"]), Shape(**shape))
+    try:
+        shape = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["shape"].items()}
+        model = MEIDNet(Config.from_dict(meta["config"]), Shape(**shape))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its header describes no model of this version ({type(error).__name__}: {error}).") from error
+    fit(path, model, tensors)
+    return model.to(device).eval(), meta
+
+
+def fit(path, model, tensors):
+    """Load weights; CheckpointError names the file and the first tensor that does not fit."""
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: weights do not fit the configuration in its header: {error}") from error
-    return model.to(device).eval(), meta
+        first = str(error).splitlines()[1].strip()
+        raise CheckpointError(f"{path}: weights do not fit the configuration or the data: {first}") from error
 
 
 def save_state(path, run, model, average, optimizer, epoch):
@@ -82,9 +91,9 @@ def load_state(path, run, model, average, optimizer):
         raise CheckpointError(f"{path}: belongs to another run ({', '.join(differing) or 'no training state'} differ); "
                               "delete it or choose another path.")
     part = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
-    model.load_state_dict(part("model."))
+    fit(path, model, part("model."))
     if average is not None:
-        average.load_state_dict(part("average."))
+        fit(path, average, part("average."))
     state = {}
     for key, value in part("optimizer.").items():
         index, name = key.split(".", 1)

@@ -83,8 +83,8 @@ PAPER = Config()
 IMPROVED = Config(
     name="improved", width=96, edge_width=48, rbf=32, all_pairs=True, residual=True, pool_heads=6, site_init=True,
     normalize=True, w_coords=30.0, w_lattice=1.0, w_adjacency=0.3, w_prop=1.0, w_prop_structure=3.0, w_con=1.0,
-    temperature=1.0, gumbel_noise=False, dropout=0.05, latent_noise=0.04, label_noise=0.03, optimizer="adamw", schedule="onecycle", lr=3e-3, weight_decay=0.01,
-    clip=1.0, ema=0.99, batch=128, epochs=70,
+    temperature=1.0, gumbel_noise=False, dropout=0.05, latent_noise=0.04, label_noise=0.03,
+    optimizer="adamw", schedule="onecycle", lr=3e-3, weight_decay=0.01, clip=1.0, ema=0.99, batch=128, epochs=70,
 )
 
 PRESETS = {"paper": PAPER, "improved": IMPROVED}
