@@ -40,7 +40,7 @@ def match_one(job):
 
     from pymatgen.analysis.structure_matcher import StructureMatcher
     predicted, true, tolerances = job
-    if sorted(predicted[1]) != sorted(true[1]) or not _possible(predicted[0]):
+    if sorted(predicted[1]) != sorted(true[1]) or not _possible(predicted[0]) or not np.isfinite(predicted[2]).all():
         return np.nan
     a, b = crystal.to_structure(*predicted), crystal.to_structure(*true)
     off_diagonal = a.distance_matrix + np.eye(len(a)) * 10
