@@ -273,6 +273,9 @@ def to_tensors(crystals, elements, labels, device="cpu", cutoff=4.0, sites=None)
     n = sites or crystals.numbers.shape[1]
     if crystals.numbers.shape[1] > n:
         raise DataError(f"{crystals.name}/{crystals.split}: cells of up to {crystals.numbers.shape[1]} sites, the model has {n}.")
+    missing = [l for l in labels if l not in crystals.label_names]
+    if missing:
+        raise DataError(f"{crystals.name}/{crystals.split}: no label {', '.join(missing)}; loaded: {', '.join(crystals.label_names)}.")
     columns = [crystals.label_names.index(l) for l in labels]
     as_tensor = lambda a: torch.as_tensor(np.ascontiguousarray(a), dtype=torch.float32, device=device)
     frac = as_tensor(np.pad(crystals.frac, ((0, 0), (0, n - crystals.frac.shape[1]), (0, 0))))

@@ -31,7 +31,6 @@ def navigate(model, start, target, steps=200, lr=0.02, norm=None):
         error = (model.properties(point) - goal)[:, known]                                  # (B, P)
         latents.append(point.detach())
         distance.append(error.detach().norm(dim=1))
-        optimizer.zero_grad()
-        (error**2).sum().backward()
+        z.grad, = torch.autograd.grad((error**2).sum(), z)               # of the latents alone, not of the weights
         optimizer.step()
     return Path(torch.stack(latents), torch.stack(distance))

@@ -45,7 +45,7 @@ def shape_of(tensors, elements, cfg):
 
 
 def learning_rate(cfg, progress):
-    """Learning rate at a fraction of the training: constant, or one cycle (30 % warm-up, cosine to zero)."""
+    """Learning rate at a fraction of the training: constant, or one cycle (10 % warm-up, cosine to zero)."""
     if cfg.schedule == "constant":
         return cfg.lr
     warm = 0.1

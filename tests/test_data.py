@@ -278,6 +278,11 @@ def test_cells_larger_than_the_model_are_refused(mixed, vocabulary):
         data.to_tensors(mixed(4), vocabulary, ("band_gap",), sites=5)
 
 
+def test_a_label_that_was_not_loaded_is_named(mixed, vocabulary):
+    with pytest.raises(DataError, match="no label dir_gap; loaded: band_gap, formation"):
+        data.to_tensors(mixed(2), vocabulary, ("band_gap", "dir_gap"))
+
+
 # ---- cache ---------------------------------------------------------------------------------------
 
 

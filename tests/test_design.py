@@ -82,6 +82,7 @@ def test_the_model_is_not_changed(model, start):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     navigate(model, start, target(model), steps=5)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_bimodal_model_is_refused(config, perovskites, tensors_of, model_of, start):
