@@ -79,8 +79,9 @@ def model_for(cfg, splits, fresh=False, device="auto", progress=True):
     state = RUNS / path_of(cfg).name
     if fresh:
         state.unlink(missing_ok=True)
+    origin = f"continued from runs/{state.name}" if state.exists() else "trained in this run"
     run = train(cfg, splits.tensors["train"], splits.elements, checkpoint=state, device=device, progress=progress)
-    return run.model, run.history, run.seconds, "trained in this run"
+    return run.model, run.history, run.seconds, origin
 
 
 def claims_of(m, cfg):
@@ -102,6 +103,28 @@ def record(cfg, splits, model, seconds, split="test"):
     results.write_run(f"{cfg.dataset}-{scheme}{cfg.name}", f"seed{cfg.seed}", config=cfg.to_dict(), seed=cfg.seed, data_set=cfg.dataset,
                       split=f"{scheme}{split}", n=m["n"], metrics=m, claims=claims_of(m, cfg), wall_time_s=seconds)
     return m, details
+
+
+CARD = """# Model card
+
+Written by `python -m meidnet_core.experiments card` from the headers of the checkpoints. Load one with
+`meidnet_core.checkpoint.load_model(path)`. The gap is a GLLB-SC gap, the enthalpy is measured against competing
+phases (RPBE). Perov-5 has no Se, I, Br, Cl and no lanthanide but La: the models know nothing about them.
+
+"""
+
+
+def write_card():
+    """data/checkpoints/README.md: data, split, held-out metrics and licence of every committed model."""
+    shown = {"sm_cdvae": "SM CDVAE (%)", "sm_default": "SM default (%)", "rmse_cdvae": "RMSE", "cosine": "cosine", "l2d": "L2D",
+             "heat_all_alone_mae": "enthalpy MAE, structure alone (eV/atom)", "dir_gap_alone_mae": "gap MAE, structure alone (eV)"}
+    columns = ["file", "metrics of", "training (s, one CPU thread)", "licence", *shown.values()]
+    rows = [columns, ["---"] * len(columns)]
+    for path in sorted(CHECKPOINTS.glob("*.safetensors")):
+        meta = checkpoint.read(path)[1]
+        values = [f"{meta['metrics'][k]:.4g}" if k in meta["metrics"] else "-" for k in shown]
+        rows.append([f"`{path.name}`", f"{meta['config']['dataset']}, {meta['split']}", f"{meta['seconds']:.0f}", meta["licence"], *values])
+    (CHECKPOINTS / "README.md").write_text(CARD + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
 
 
 def record_data():
@@ -131,15 +154,16 @@ def record_workflow(cfg, target=(1.2, -0.025), count=1000, steps=150):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("preset", choices=[*PRESETS, "data", "workflow"], help="a configuration to train, or what else to record")
+    parser.add_argument("preset", choices=[*PRESETS, "data", "workflow", "card"], help="a configuration to train, or what else to record")
     parser.add_argument("--dataset", default="perov_5", choices=list(data.LABELS))
     parser.add_argument("--split-scheme", default="cdvae", choices=["cdvae", "grouped"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    if args.preset in ("data", "workflow"):
-        record_data() if args.preset == "data" else record_workflow(config_for("paper", seed=args.seed))
+    other = {"data": record_data, "card": write_card, "workflow": lambda: record_workflow(config_for("paper", seed=args.seed))}
+    if args.preset in other:
+        other[args.preset]()
         return results.write_claims()
     cfg = PRESETS[args.preset].with_(dataset=args.dataset, labels=tuple(data.LABELS[args.dataset]),
                                      split_scheme=args.split_scheme, seed=args.seed)
@@ -150,6 +174,7 @@ def main():
     checkpoint.save_model(path_of(cfg), model, history=history, seconds=seconds, metrics=m, split=f"{args.split_scheme} test",
                           licence="weights CC BY 4.0, data see data/README.md")
     results.write_claims()
+    write_card()
     print(f"{origin}; training {seconds:.0f} s, all {time.time() - start:.0f} s")
     for key, value in m.items():
         print(f"{key:40s} {value}")
