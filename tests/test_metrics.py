@@ -54,6 +54,21 @@ def test_retrieval_counts_ranks():
     assert m == {"top1": 0.5, "top10": 1, "top1_label": 1}
 
 
+def test_the_ten_most_similar_are_ten():
+    """One query for all; partner k stands at rank k + 1: ten of twenty are found, no more."""
+    angle = np.linspace(0, 1.5, 20)
+    pool = np.stack([np.cos(angle), np.sin(angle)], 1)
+    m = retrieval(np.array([[1.0, 0.0]] * 20), pool, angle[:, None])
+    assert m["top10"] == 10 / 20 and m["top1"] == 1 / 20
+
+
+def test_equally_similar_crystals_share_the_ten_places():
+    same = np.tile([[0.6, 0.8]], (40, 1))
+    m = retrieval(same, same, np.arange(40.0)[:, None])
+    assert m["top10"] == pytest.approx(10 / 40), "a collapsed embedding scores chance"
+    assert m["top1"] == pytest.approx(1 / 40)
+
+
 def test_any_crystal_with_equal_labels_is_a_right_label():
     query = np.eye(3)
     pool = query[[1, 0, 2]]
