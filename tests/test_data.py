@@ -446,10 +446,8 @@ def test_grouped_splits_share_no_composition_and_cover_all_cells(name, real_tabl
     assert sorted(i for p in parts for i in p.ids) == everything
     keys = [{data.composition_key(z) for z in p.numbers} for p in parts]
     assert not (keys[0] & keys[1] or keys[0] & keys[2] or keys[1] & keys[2])
-    total = sum(map(len, keys))
-    assert np.allclose([len(k) / total for k in keys], [0.6, 0.2, 0.2], rtol=0, atol=1 / total)
-    if name != "carbon_24":  # its ten groups, the cell sizes, hold very different numbers of cells
-        assert np.allclose([len(p) / len(everything) for p in parts], [0.6, 0.2, 0.2], atol=0.02)
+    slack = 0.1 if name == "carbon_24" else 0.001  # ten large groups, the cell sizes, against thousands
+    assert np.allclose([len(p) / len(everything) for p in parts], [0.6, 0.2, 0.2], rtol=0, atol=slack)
     if name == "carbon_24":
         sizes = [{int((z > 0).sum()) for z in p.numbers} for p in parts]
         assert sum(map(len, sizes)) == len(set().union(*sizes)), "cell size is the group"
