@@ -95,14 +95,14 @@ def verdict(paper, ours, sense, tolerance, target):
 def commit(folder=ROOT):
     """Commit of the code, with "-dirty" when files differ from it; "unknown" outside git.
 
-    data/results does not count: a run writes there and changes no code.
+    data/results and data/checkpoints do not count: a run writes there and changes no code.
     """
     def git(*words):
         command = ["git", "-C", str(folder), *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     try:
         head = git("rev-parse", "--verify", "HEAD")
-        changed = git("status", "--porcelain", "--", ".", ":(exclude)data/results")
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)data/results", ":(exclude)data/checkpoints")
         return head + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
