@@ -15,11 +15,16 @@ def style():
                          "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK]), "legend.frameon": False})
 
 
+_plotly_js = [True]      # the first figure of a page brings the library (no network needed), later ones use it
+
+
 def show_html(figure, height=None):
     """A plotly figure as HTML that survives Jupyter Book 1 (bare plotly outputs vanish there)."""
     from IPython.display import HTML
     figure.update_layout(autosize=True, height=height, margin={"l": 0, "r": 0, "t": 40, "b": 0})
-    return HTML(figure.to_html(include_plotlyjs="cdn", full_html=False, config={"responsive": True}))
+    html = figure.to_html(include_plotlyjs=_plotly_js[0], full_html=False, config={"responsive": True})
+    _plotly_js[0] = False
+    return HTML(html)
 
 
 def periodic_table(counts, title, missing=(), unit="cells"):
