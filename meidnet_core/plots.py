@@ -130,6 +130,7 @@ def structures(cells, titles, columns=2):
     """Rotatable 3-D views side by side: pymatgen Structures and their titles."""
     from pymatviz import structure_3d
     figure = structure_3d({str(k): s for k, s in enumerate(cells)}, n_cols=columns, show_bonds=False, site_labels="symbol",
+                          cell_boundary_tol=0.08,     # a decoded atom at 0.01 is drawn at both faces, like one at 0
                           subplot_title=lambda _, key: {"text": titles[int(key)], "font": {"size": 12}})
     figure.update_layout(width=None, showlegend=False)
     return figure
