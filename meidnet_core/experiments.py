@@ -54,8 +54,13 @@ def prepare(cfg, device="auto"):
     return Splits(crystals, tensors, elements)
 
 
+def scheme_of(cfg):
+    """Prefix that keeps models and results of another split apart from those of the CDVAE split."""
+    return "" if cfg.split_scheme == "cdvae" else f"{cfg.split_scheme}-"
+
+
 def path_of(cfg):
-    return CHECKPOINTS / f"{cfg.dataset}_{cfg.name}_seed{cfg.seed}.safetensors"
+    return CHECKPOINTS / f"{cfg.dataset}_{scheme_of(cfg)}{cfg.name}_seed{cfg.seed}.safetensors"
 
 
 def stored(cfg, device="auto"):
@@ -99,7 +104,7 @@ def claims_of(m, cfg):
 def record(cfg, splits, model, seconds, split="test"):
     """Evaluate on a held-out split and write the run file; returns (metrics, details)."""
     m, details = metrics.evaluate(model, splits.tensors[split], splits.crystals[split])
-    scheme = "" if cfg.split_scheme == "cdvae" else "grouped-"
+    scheme = scheme_of(cfg)
     results.write_run(f"{cfg.dataset}-{scheme}{cfg.name}", f"seed{cfg.seed}", config=cfg.to_dict(), seed=cfg.seed, data_set=cfg.dataset,
                       split=f"{scheme}{split}", n=m["n"], metrics=m, claims=claims_of(m, cfg), wall_time_s=seconds)
     return m, details

@@ -13,6 +13,7 @@ from . import crystal
 
 CDVAE = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10}
 DEFAULT = {"ltol": 0.2, "stol": 0.3, "angle_tol": 5}
+TOLERANCES = {"cdvae": CDVAE, "default": DEFAULT}
 MIN_DISTANCE = 0.5        # angstrom; closer atoms make a prediction invalid, which counts as no match (CDVAE)
 
 

@@ -75,8 +75,7 @@ def evaluate(model, tensors, crystals, processes=None, sample=False):
     cells = matching.true_cells(crystals)
     e = encode(model, tensors)
     predicted, confidence, raw = decode(model, e["z"], model.shape.elements, sample)
-    tolerances = {"cdvae": matching.CDVAE, "default": matching.DEFAULT}
-    rms = {name: matching.match(predicted, cells, tol, processes) for name, tol in tolerances.items()}
+    rms = {name: matching.match(predicted, cells, tol, processes) for name, tol in matching.TOLERANCES.items()}
     out = {f"{k}_{name}": v for name, r in rms.items() for k, v in matching.summary(r).items()}
     same = (raw["species"] == tensors["species"]).cpu().numpy()
     real = tensors["mask"].cpu().numpy() > 0
@@ -115,11 +114,11 @@ def baselines(crystals, train, n=800, seed=0, processes=None):
     pick = np.random.default_rng(seed).permutation(len(crystals))[:n]
     few, out = crystals.select(np.sort(pick)), {}
     if few.numbers.shape[1] == 5:
-        mean_cell = train.lattice.mean(0)
+        mean_cell, true = train.lattice.mean(0), matching.true_cells(few)
         for kind in ("prototype", "swapped", "wrong_element", "random_coords"):
             cells = matching.trivial(few, kind, seed, mean_cell if kind == "prototype" else None)
-            for name, tol in (("cdvae", matching.CDVAE), ("default", matching.DEFAULT)):
-                s = matching.summary(matching.match(cells, matching.true_cells(few), tol, processes))
+            for name, tol in matching.TOLERANCES.items():
+                s = matching.summary(matching.match(cells, true, tol, processes))
                 out |= {f"{kind}_sm_{name}": s["sm"], f"{kind}_rmse_{name}": s["rmse"]}
     out["mean_lattice_mae"] = float(np.abs(crystals.lattice[:, :3] - train.lattice[:, :3].mean(0)).mean())
     for i, label in enumerate(crystals.label_names):
