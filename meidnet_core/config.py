@@ -33,6 +33,10 @@ class Config:
     w_prop: float = 1.0
     w_prop_structure: float = 0.0          # the same property loss from the structural embedding alone
     w_con: float = 1.0                     # lambda of S1
+    w_align: float = 0.0                   # 1 - cosine of paired embeddings, scheduled like the contrastive term
+    prop_head: bool = False                # structure-alone labels from z_c by a head of their own, not from y_c
+    prop_l1: bool = False                  # squared plus absolute error of the labels from the structure alone
+    exchange: float = 0.0                  # the property decoder returns labels that were embedded with this much noise
     temperature: float = 0.07              # tau of InfoNCE
     gumbel_tau: float = 1.0
     gumbel_noise: bool = True              # cross-entropy on a Gumbel-softmax sample (training only)

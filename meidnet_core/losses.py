@@ -67,11 +67,17 @@ def species_loss(logits, species, cfg):
     return F.cross_entropy(logits.flatten(0, 1), species.flatten())
 
 
-def property_loss(predicted, labels):
-    """Masked squared error (eqs. xx, xxi): a NaN label adds nothing, to the value or to the gradient."""
+def property_loss(predicted, labels, absolute=False):
+    """Masked squared error (eqs. xx, xxi), plus the absolute one: a NaN label adds nothing, to the value or to the gradient."""
     known = ~labels.isnan()
     diff = torch.where(known, predicted - torch.nan_to_num(labels), torch.zeros_like(predicted))
-    return (diff**2).sum() / known.sum().clamp_min(1)
+    return (diff**2 + diff.abs() if absolute else diff**2).sum() / known.sum().clamp_min(1)
+
+
+def misalignment(y_c, ys):
+    """1 - cosine of paired embeddings, mean over known pairs and property branches."""
+    terms = [((1 - (y_c * y).sum(-1)) * known).sum() / known.sum().clamp_min(1) for y, known in ys]
+    return torch.stack(terms).mean()
 
 
 def total_loss(model, batch, alpha):
@@ -80,10 +86,13 @@ def total_loss(model, batch, alpha):
     out = model(batch)
     lattice, labels = model.scale(batch)
     terms = reconstruction(out, batch, lattice, cfg)
-    terms["prop"] = property_loss(out["props"], labels)
-    terms["prop_structure"] = property_loss(out["props_structure"], labels)
+    props, target = model.exchanged(labels, out["y_c"], out["z_c"]) if cfg.exchange else (out["props"], labels)
+    terms["prop"] = property_loss(props, target)
+    terms["prop_structure"] = property_loss(out["props_structure"], labels, cfg.prop_l1)
     terms["nce"] = contrastive(out["y_c"], out["ys"], cfg.temperature)
+    terms["align"] = misalignment(out["y_c"], out["ys"])
     weights = {"lattice": cfg.w_lattice, "adjacency": cfg.w_adjacency, "species": cfg.w_species, "coords": cfg.w_coords,
-               "prop": cfg.w_prop, "prop_structure": cfg.w_prop_structure, "nce": alpha * cfg.w_con}
+               "prop": cfg.w_prop, "prop_structure": cfg.w_prop_structure, "nce": alpha * cfg.w_con,
+               "align": alpha * cfg.w_align}
     loss = sum(weights[k] * v for k, v in terms.items() if weights[k])
     return loss, {k: v.detach() for k, v in terms.items()} | {"loss": loss.detach()}

@@ -25,7 +25,7 @@ def encode(model, tensors, block=1024):
         unscale = lambda p: p * model.label_std + model.label_mean
         branches = {f"{name}{i}": pair[j] for i, pair in enumerate(ys) for j, name in enumerate(("y_p", "known"))}
         parts.append({"y_c": y_c, "z": z, "labels": batch["labels"], "joint": unscale(model.properties(z, z_c)),
-                      "alone": unscale(model.properties(y_c, z_c)), **branches})
+                      "alone": unscale(model.properties_alone(y_c, z_c)), **branches})
     return {key: torch.cat([p[key] for p in parts]).cpu().numpy() for key in parts[0]}
 
 

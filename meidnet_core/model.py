@@ -126,6 +126,7 @@ class MEIDNet(nn.Module):
         self.project_p = nn.ModuleList(mlp(cfg.latent, cfg.latent, cfg.latent) for _ in widths)
         self.prop_decoder = mlp(cfg.latent, cfg.width, len(cfg.labels), dropout=cfg.dropout)
         self.prop_from_c = mlp(cfg.latent, cfg.width, 1) if self.bimodal else None         # eq. (xvi)
+        self.prop_head = mlp(cfg.latent, cfg.width, len(cfg.labels), dropout=cfg.dropout) if cfg.prop_head else None
         keys = ("lattice_mean", "lattice_std", "label_mean", "label_std")
         for key in keys:
             self.register_buffer(key, torch.tensor(getattr(shape, key), dtype=torch.float32))
@@ -179,6 +180,19 @@ class MEIDNet(nn.Module):
         """Predicted labels in standardised units (B, P): from z (tri-modal, eq. xxi) or z_c (bi-modal, eq. xv)."""
         return self.prop_from_c(z_c) if self.bimodal else self.prop_decoder(z * latent_gain(self.cfg))
 
+    def properties_alone(self, y_c, z_c):
+        """Labels predicted from the structure alone (B, P), standardised: from z_c by a head of its own, or from y_c."""
+        return self.prop_head(z_c) if self.prop_head is not None else self.properties(y_c, z_c)
+
+    def exchanged(self, labels, y_c, z_c):
+        """(predicted, target) of the property decoder when labels and structure disagree (training).
+
+        On unseen cells the two embeddings disagree by the error of the structural one. Labels with noise
+        are embedded and are what the decoder must return, so that it learns to read y_p and not y_c.
+        """
+        noisy = labels + self.cfg.exchange * torch.randn_like(labels)
+        return self.properties(self.join(y_c, self.embed_properties(noisy)), z_c), noisy
+
     def forward(self, batch):
         z_c, y_c = self.embed_structure(batch)
         labels = self.scale(batch)[1]
@@ -187,7 +201,7 @@ class MEIDNet(nn.Module):
         ys = self.embed_properties(labels)
         z = self.perturb(self.join(y_c, ys), y_c) if self.training else self.join(y_c, ys)
         return {**self.decoder(z), "z": z, "z_c": z_c, "y_c": y_c, "ys": ys,
-                "props": self.properties(z, z_c), "props_structure": self.properties(y_c, z_c)}
+                "props": self.properties(z, z_c), "props_structure": self.properties_alone(y_c, z_c)}
 
     @torch.no_grad()
     def decode(self, z, sample=False):

@@ -1,0 +1,222 @@
+"""Table 1 on cells of any size: train the set autoencoder of flow.py, decode test crystals from their latents, match.
+
+    python -m meidnet_core.large_cells mp_20 --seed 0          # or carbon_24, perov_5
+"""
+
+import argparse
+import copy
+import os
+import time
+
+import numpy as np
+import torch
+
+from . import checkpoint, data, flow, matching, results
+from .crystal import lattice_matrix
+from .experiments import CHECKPOINTS, RUNS
+from .train import Run, bar, learning_rate, make_optimizer, pick_device, update_average
+
+PRESETS = {"mp_20": flow.FlowConfig(), "perov_5": flow.FlowConfig(dataset="perov_5", epochs=20),
+           "carbon_24": flow.FlowConfig(dataset="carbon_24", strain=0.05, shake=0.1, epochs=200)}
+
+
+def niggli(lattice, frac):
+    """The same crystal in its Niggli cell: (6,), (N, 3) -> (6,), (N, 3). Where spglib finds none, unchanged."""
+    import spglib
+    from pymatgen.core import Lattice
+    old = Lattice.from_parameters(*lattice).matrix
+    new = spglib.niggli_reduce(old)
+    if new is None:
+        return np.asarray(lattice), frac
+    new = new * np.sign(np.linalg.det(new) * np.linalg.det(old))
+    return np.array(Lattice(new).parameters), (frac @ old @ np.linalg.inv(new)) % 1.0
+
+
+def buckets(crystals, elements, device="cpu"):
+    """Cells of equal N together, in Niggli form: {N: dict(index (M,), species (M, N), frac (M, N, 3), lattice (M, 6))}."""
+    species, sizes, groups = data.encode_species(crystals, elements), (crystals.numbers > 0).sum(1), {}
+    for n in np.unique(sizes):
+        rows = np.flatnonzero(sizes == n)
+        cells = [niggli(crystals.lattice[i], crystals.frac[i, :n]) for i in rows]
+        groups[int(n)] = {"index": torch.from_numpy(rows), "species": torch.from_numpy(species[rows, :n]),
+                          "frac": torch.tensor(np.array([f for _, f in cells]), dtype=torch.float32),
+                          "lattice": torch.tensor(np.array([l for l, _ in cells]), dtype=torch.float32)}
+        groups[int(n)] = {k: t.to(device) for k, t in groups[int(n)].items()}
+    return groups
+
+
+def with_images(groups, cfg, block=256):
+    """Add the distance features of cells that training does not strain or shake (half precision, about 0.1 GB for MP-20)."""
+    if cfg.strain or cfg.shake:
+        return groups
+    for g in groups.values():
+        parts = [flow.image_sums(f, lattice_matrix(l), cfg.rbf, cfg.cutoff).half()
+                 for f, l in zip(g["frac"].split(block), g["lattice"].split(block))]
+        g["images"] = torch.cat(parts)
+    return groups
+
+
+def shape_of(groups, elements):
+    """SetShape from the training cells."""
+    features = torch.cat([flow.lattice_features(g["lattice"]) for g in groups.values()])
+    most = max(int(torch.nn.functional.one_hot(g["species"], len(elements)).sum(1).max()) for g in groups.values())
+    return flow.SetShape(tuple(elements), most, tuple(features.mean(0).tolist()), tuple(features.std(0).clamp_min(1e-2).tolist()))
+
+
+def epoch_batches(groups, cfg, epoch):
+    """[(N, rows)] of one epoch, about cfg.pairs pairs of sites each; order fixed by seed and epoch."""
+    g, out = torch.Generator().manual_seed(cfg.seed * 1_000_003 + epoch), []
+    for n, group in groups.items():
+        size = min(max(round(cfg.pairs / n**2), 8), 256)
+        out += [(n, rows) for rows in torch.randperm(len(group["index"]), generator=g).split(size)]
+    return [out[i] for i in torch.randperm(len(out), generator=g)]
+
+
+def train_epoch(model, average, optimizer, groups, cfg, epoch):
+    """One pass; mean losses."""
+    todo, sums = epoch_batches(groups, cfg, epoch), {}
+    model.train()
+    for k, (n, rows) in enumerate(todo):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(cfg, (epoch + k / len(todo)) / cfg.epochs)
+        loss, terms = flow.set_loss(model, {key: t[rows] for key, t in groups[n].items()})
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        optimizer.step()
+        step = epoch * len(todo) + k
+        update_average(average, model, min(cfg.ema, (1 + step) / (10 + step)))
+        for key, value in terms.items():
+            sums[key] = sums.get(key, 0) + float(value)
+    return {key: v / len(todo) for key, v in sums.items()}
+
+
+def train(cfg, groups, elements, state=None, device="cpu", on_epoch=None, progress=True):
+    """Train, or go on from the file `state`. Returns train.Run with the averaged model."""
+    torch.manual_seed(cfg.seed)
+    np.random.seed(cfg.seed)
+    groups = with_images(groups, cfg)
+    model = flow.SetAutoencoder(cfg, shape_of(groups, elements)).to(device)
+    average, optimizer, run, first = copy.deepcopy(model).requires_grad_(False), make_optimizer(model, cfg), Run(model), 0
+    if state and os.path.exists(state):
+        first = checkpoint.load_state(state, run, model, average, optimizer)
+    for epoch in bar(range(first, cfg.epochs), cfg, first, progress):
+        start = time.perf_counter()
+        record = {"epoch": epoch, **train_epoch(model, average, optimizer, groups, cfg, epoch)}
+        run.seconds += time.perf_counter() - start
+        run.history.append(record | {"seconds": run.seconds})
+        if not np.isfinite(record["loss"]):
+            raise ValueError(f"loss became {record['loss']} in epoch {epoch} (seed {cfg.seed}); lower lr = {cfg.lr}")
+        if on_epoch:
+            on_epoch(average, epoch, run.history[-1])
+        if state:
+            checkpoint.save_state(state, run, model, average, optimizer, epoch + 1)
+    run.model = average.eval()
+    return run
+
+
+@torch.no_grad()
+def encode(model, groups):
+    """Latents of all cells in the order of the data set, (M, 128)."""
+    index = torch.cat([g["index"] for g in groups.values()])
+    parts = [model.encoder(*(g[k][rows] for k in ("species", "frac", "lattice")))
+             for n, g in groups.items() for rows in torch.arange(len(g["index"])).split(max(1, 40000 // n**2))]
+    return torch.cat(parts)[index.argsort()]
+
+
+@torch.no_grad()
+def compositions(model, z, most=40):
+    """Decoded counts as species rows grouped by N: [(rows (M,), species (M, N))], and the confidence (B,)."""
+    counts, confidence = model.decode_counts(z)
+    total, out = counts.sum(1), []
+    for n in total.unique().tolist():
+        rows = torch.nonzero(total == n)[:, 0]
+        if 0 < n <= most:
+            species = torch.stack([torch.arange(counts.shape[1], device=z.device).repeat_interleave(c) for c in counts[rows]])
+            out += [(rows[p], species[p]) for p in torch.arange(len(rows)).split(max(1, 20000 // n**2))]
+    return out, confidence
+
+
+def reconstruct(model, z, draws=4, steps=20, refine_steps=30, generator=None, progress=True):
+    """Latents (M, 128) -> (cells as in matching.py, None where no composition came out; residual (M,); confidence (M,)).
+
+    `draws` flows per latent; the cell whose own encoding is nearest to the latent is kept, then refined.
+    """
+    from tqdm.auto import tqdm
+    groups, confidence = compositions(model, z)
+    cells, left = [None] * len(z), torch.full((len(z),), float("nan"))
+    for rows, species in tqdm(groups, desc="decode", disable=not progress, mininterval=1):
+        zs = z[rows]
+        frac, lattice, r = best_of(model, zs, species, draws, steps, generator)
+        if refine_steps:
+            frac, lattice, r = flow.refine(model, zs, species, frac, lattice, refine_steps)
+        left[rows] = r.cpu()
+        for i, s, f, l in zip(rows.tolist(), species.tolist(), (frac % 1).cpu().numpy(), lattice.cpu().numpy()):
+            cells[i] = (l, [model.elements[k] for k in s], f)
+    return cells, left.numpy(), confidence.cpu().numpy()
+
+
+@torch.no_grad()
+def best_of(model, z, species, draws, steps, generator=None):
+    """Of several flows the one whose cell encodes nearest to z: (frac (B, N, 3), lattice (B, 6), residual (B,))."""
+    lattice, best = model.decode_lattice(z), None
+    for _ in range(draws):
+        frac = flow.sample(model, z, species, lattice, steps, generator)
+        r = flow.residual(model, z, species, frac, lattice)
+        if best is None:
+            best = [frac, r]
+        better = r < best[1]
+        best = [torch.where(better[:, None, None], frac, best[0]), torch.where(better, r, best[1])]
+    return best[0], lattice, best[1]
+
+
+def score(cells, crystals, processes=None):
+    """Match rates and RMSE at both tolerances; a cell that was not decoded counts as no match."""
+    nothing = (np.array([1.0, 1, 1, 90, 90, 90]), [], np.zeros((0, 3)))
+    predicted, true, out = [c or nothing for c in cells], matching.true_cells(crystals), {}
+    exact = [sorted(p[1]) == sorted(t[1]) for p, t in zip(predicted, true)]
+    for name, tolerances in matching.TOLERANCES.items():
+        rms = matching.match(predicted, true, tolerances, processes)
+        out |= {f"{k}_{name}": v for k, v in matching.summary(rms).items()}
+    return out | {"exact_composition": 100 * float(np.mean(exact)), "n": len(cells)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", choices=list(PRESETS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--refine", type=int, default=30)
+    args = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    cfg = PRESETS[args.dataset].with_(seed=args.seed)
+    cfg = cfg.with_(epochs=args.epochs) if args.epochs else cfg
+    device, start = pick_device("auto"), time.time()
+    crystals = {s: data.load(cfg.dataset, s) for s in data.SPLITS}
+    elements = data.vocabulary(*crystals.values())
+    groups = {s: buckets(crystals[s], elements, device) for s in ("train", "test")}
+    name = f"{cfg.dataset}_{cfg.name}_seed{cfg.seed}.safetensors"
+    run = train(cfg, groups["train"], elements, RUNS / name, device)
+    m = evaluate(run.model, groups["test"], crystals["test"], args)
+    dataset = cfg.dataset.replace("_", "")
+    results.write_run(f"{cfg.dataset}-{cfg.name}", f"seed{cfg.seed}", config=cfg.to_dict() | {"draws": args.draws, "refine": args.refine},
+                      seed=cfg.seed, data_set=cfg.dataset, split="test", n=m["n"], metrics=m,
+                      claims={f"t1.{dataset}.meidnet": m["sm_cdvae"]} if dataset != "perov5" else {}, wall_time_s=time.time() - start)
+    checkpoint.save_model(CHECKPOINTS / "flow" / name, run.model, history=run.history, seconds=run.seconds, metrics=m, split="cdvae test",
+                          licence="weights CC BY 4.0, data see data/README.md")
+    print("\n".join(f"{k:30s} {v}" for k, v in m.items()))
+
+
+def evaluate(model, groups, crystals, args):
+    """Match rates of the refined cells, and of one flow without refinement beside them."""
+    z = encode(model, groups)
+    generator = torch.Generator(z.device).manual_seed(0)
+    plain, _, _ = reconstruct(model, z, 1, refine_steps=0, generator=generator)
+    cells, left, confidence = reconstruct(model, z, args.draws, refine_steps=args.refine, generator=generator)
+    m = score(cells, crystals) | {f"one_flow_{k}": v for k, v in score(plain, crystals).items() if k != "n"}
+    return m | {"residual_median": float(np.nanmedian(left))}
+
+
+if __name__ == "__main__":
+    main()
