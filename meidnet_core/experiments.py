@@ -1,6 +1,6 @@
 """From a configuration to a committed result: data, training (or a stored checkpoint), test metrics, run file.
 
-    python -m meidnet_core.experiments improved --seed 0          # train, evaluate, write checkpoint and JSON
+    python -m meidnet_core.experiments production --seed 0        # train, evaluate, write checkpoint and JSON
 """
 
 import argparse
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import checkpoint, data, metrics, results
-from .config import IMPROVED, PRESETS, Config
+from .config import PRESETS, PRODUCTION, Config
 from .design import navigate
 from .train import pick_device, train
 
@@ -21,10 +21,10 @@ RUNS = results.ROOT / "runs"                         # states of interrupted tra
 
 
 def config_for(profile, dataset="perov_5", seed=0):
-    """`paper`: the full improved configuration; `quick`: the same model, small and about 2 minutes on 2 cores."""
+    """`paper`: the full production configuration; `quick`: the same model, small and about 2 minutes on 2 cores."""
     if profile not in ("quick", "paper"):
         raise ValueError(f"profile = {profile!r}: expected quick or paper")
-    cfg = IMPROVED.with_(dataset=dataset, labels=tuple(data.LABELS[dataset]) if dataset in data.LABELS else (), seed=seed)
+    cfg = PRODUCTION.with_(dataset=dataset, labels=tuple(data.LABELS[dataset]) if dataset in data.LABELS else (), seed=seed)
     if profile == "paper":
         return cfg
     epochs = {"perov_5": 14, "carbon_24": 4, "mp_20": 1}.get(dataset, 10)
@@ -91,7 +91,7 @@ def model_for(cfg, splits, fresh=False, device="auto", progress=True):
 
 def claims_of(m, cfg):
     """Metrics of a Perov-5 test evaluation that answer rows of paper.csv."""
-    if cfg.dataset != "perov_5" or cfg.name != "improved":
+    if cfg.dataset != "perov_5" or cfg.name != "production":
         return {}
     if cfg.split_scheme == "grouped":
         return {"x.perov5.sm_grouped": m["sm_cdvae"]}
