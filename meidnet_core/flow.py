@@ -233,7 +233,8 @@ def augment(batch, cfg):
 def flow_loss(model, z, batch):
     """Squared error of the velocity in units of (V/N)^(1/3), mean over sites: conditional flow matching on the torus."""
     frac, species = batch["frac"], batch["species"]
-    start = torch.from_numpy(assign(np.random.rand(*frac.shape), frac.cpu().numpy(), species.cpu().numpy())).float().to(frac.device)
+    start = assign(torch.rand(frac.shape).numpy(), frac.cpu().numpy(), species.cpu().numpy())
+    start = torch.from_numpy(start).to(frac)
     way = frac - start
     way = way - way.round()
     t = torch.rand(len(frac), device=frac.device)

@@ -7,6 +7,7 @@ import argparse
 import copy
 import os
 import time
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -94,7 +95,6 @@ def train_epoch(model, average, optimizer, groups, cfg, epoch):
 def train(cfg, groups, elements, state=None, device="cpu", on_epoch=None, progress=True):
     """Train, or go on from the file `state`. Returns train.Run with the averaged model."""
     torch.manual_seed(cfg.seed)
-    np.random.seed(cfg.seed)
     groups = with_images(groups, cfg)
     model = flow.SetAutoencoder(cfg, shape_of(groups, elements)).to(device)
     average, optimizer, run, first = copy.deepcopy(model).requires_grad_(False), make_optimizer(model, cfg), Run(model), 0
@@ -113,6 +113,23 @@ def train(cfg, groups, elements, state=None, device="cpu", on_epoch=None, progre
             checkpoint.save_state(state, run, model, average, optimizer, epoch + 1)
     run.model = average.eval()
     return run
+
+
+def save_model(path, model, **extra):
+    """Weights, configuration and shape, as checkpoint.save_model does for MEIDNet."""
+    checkpoint.write(path, model.state_dict(), {"config": model.cfg.to_dict(), "shape": asdict(model.shape), **extra})
+
+
+def load_model(path, device="cpu"):
+    """(model in eval mode, meta) from `save_model`; CheckpointError for another file."""
+    tensors, meta = checkpoint.read(path)
+    try:
+        shape = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["shape"].items()}
+        model = flow.SetAutoencoder(flow.FlowConfig(**meta["config"]), flow.SetShape(**shape))
+    except (KeyError, TypeError) as error:
+        raise checkpoint.CheckpointError(f"{path}: its header describes no set autoencoder ({type(error).__name__}: {error}).") from error
+    checkpoint.fit(path, model, tensors)
+    return model.to(device).eval(), meta
 
 
 @torch.no_grad()
@@ -137,17 +154,18 @@ def compositions(model, z, most=40):
     return out, confidence
 
 
-def reconstruct(model, z, draws=4, steps=20, refine_steps=30, generator=None, progress=True):
+def reconstruct(model, z, draws=4, memory=None, steps=20, refine_steps=30, generator=None, progress=True):
     """Latents (M, 128) -> (cells as in matching.py, None where no composition came out; residual (M,); confidence (M,)).
 
-    `draws` flows per latent; the cell whose own encoding is nearest to the latent is kept, then refined.
+    Candidates are `draws` flows and, with a `memory`, arrangements of training cells. The one whose own
+    encoding is nearest to the latent is kept, then refined.
     """
     from tqdm.auto import tqdm
     groups, confidence = compositions(model, z)
     cells, left = [None] * len(z), torch.full((len(z),), float("nan"))
     for rows, species in tqdm(groups, desc="decode", disable=not progress, mininterval=1):
-        zs = z[rows]
-        frac, lattice, r = best_of(model, zs, species, draws, steps, generator)
+        zs, lattice = z[rows], model.decode_lattice(z[rows]).detach()
+        species, frac, r = candidates(model, zs, species, lattice, draws, memory, steps, generator)
         if refine_steps:
             frac, lattice, r = flow.refine(model, zs, species, frac, lattice, refine_steps)
         left[rows] = r.cpu()
@@ -157,17 +175,18 @@ def reconstruct(model, z, draws=4, steps=20, refine_steps=30, generator=None, pr
 
 
 @torch.no_grad()
-def best_of(model, z, species, draws, steps, generator=None):
-    """Of several flows the one whose cell encodes nearest to z: (frac (B, N, 3), lattice (B, 6), residual (B,))."""
-    lattice, best = model.decode_lattice(z), None
+def candidates(model, z, species, lattice, draws, memory=None, steps=20, generator=None):
+    """The best candidate by its residual |E(x) - z|: (species (B, N), frac (B, N, 3), residual (B,))."""
+    found = [memory.propose(model, z, species, lattice)] if memory else []
     for _ in range(draws):
         frac = flow.sample(model, z, species, lattice, steps, generator)
-        r = flow.residual(model, z, species, frac, lattice)
-        if best is None:
-            best = [frac, r]
-        better = r < best[1]
-        best = [torch.where(better[:, None, None], frac, best[0]), torch.where(better, r, best[1])]
-    return best[0], lattice, best[1]
+        found.append((species, frac, flow.residual(model, z, species, frac, lattice)))
+    best = [t.clone() for t in found[0]]
+    for other in found[1:]:
+        better = other[2] < best[2]
+        for kept, now in zip(best, other):
+            kept[better] = now[better]
+    return best
 
 
 def score(cells, crystals, processes=None):
@@ -203,7 +222,7 @@ def main():
     results.write_run(f"{cfg.dataset}-{cfg.name}", f"seed{cfg.seed}", config=cfg.to_dict() | {"draws": args.draws, "refine": args.refine},
                       seed=cfg.seed, data_set=cfg.dataset, split="test", n=m["n"], metrics=m,
                       claims={f"t1.{dataset}.meidnet": m["sm_cdvae"]} if dataset != "perov5" else {}, wall_time_s=time.time() - start)
-    checkpoint.save_model(CHECKPOINTS / "flow" / name, run.model, history=run.history, seconds=run.seconds, metrics=m, split="cdvae test",
+    save_model(CHECKPOINTS / "flow" / name, run.model, history=run.history, seconds=run.seconds, metrics=m, split="cdvae test",
                           licence="weights CC BY 4.0, data see data/README.md")
     print("\n".join(f"{k:30s} {v}" for k, v in m.items()))
 
