@@ -112,14 +112,18 @@ class SetEncoder(nn.Module):
     Invariant to the order of sites, to the origin and to rotations; the cell is the Niggli cell.
     """
 
-    def __init__(self, cfg, elements):
+    def __init__(self, cfg, shape):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, elements = cfg, len(shape.elements)
         self.embed = nn.Embedding(elements, cfg.width)
         self.blocks = nn.ModuleList(Messages(cfg.width, cfg.edge_width, cfg.rbf + 6 * cfg.fourier) for _ in range(cfg.blocks))
+        self.neighbours = nn.Linear(cfg.rbf, cfg.width)
+        for key in ("rdf_mean", "rdf_std"):
+            self.register_buffer(key, torch.tensor(getattr(shape, key)).expand(cfg.rbf).clone())
+        self.norm = nn.LayerNorm(cfg.width)
         self.score, self.value = nn.Linear(cfg.width, cfg.heads), nn.Linear(cfg.width, cfg.width // 2)
         self.cell = mlp(6, cfg.width, cfg.width)
-        self.counts = nn.Linear(elements, cfg.latent)                  # composition has a path of its own
+        self.counts = nn.Linear(2 * elements + 33, cfg.latent)         # composition has a path of its own
         self.out = mlp(cfg.heads * (cfg.width // 2) + cfg.width, 3 * cfg.width, cfg.latent)
 
     def forward(self, species, frac, lattice, images=None):
@@ -128,14 +132,21 @@ class SetEncoder(nn.Module):
         images = image_sums(frac, lattice_matrix(lattice), cfg.rbf, cfg.cutoff) if images is None else images.float()
         a = torch.cat([images, harmonics(frac, cfg.fourier)], -1)
         cell = self.cell(lattice_features(lattice))
-        h = self.embed(species) + cell[:, None]
+        rdf = (images.sum(2) - self.rdf_mean) / self.rdf_std                                  # (B, N, rbf), spread of order 1
+        h = self.embed(species) + cell[:, None] + 2 * self.neighbours(rdf)
         for block in self.blocks:
             h = block(h, a)
+        h = self.norm(h)
         weight = torch.softmax(self.score(h), 1)                                              # (B, N, heads)
         pooled = torch.einsum("bnk,bnv->bkv", weight, self.value(h)).flatten(1)
-        counts = F.one_hot(species, self.embed.num_embeddings).sum(1).float()                 # (B, S)
-        z = self.out(torch.cat([pooled, cell], -1)) + self.counts(counts)
-        return F.layer_norm(z, z.shape[-1:])
+        z, size = self.out(torch.cat([pooled, cell], -1)), (self.cfg.latent,)
+        return (F.layer_norm(z, size) + F.layer_norm(self.counts(self.composition(species)), size)) / 2**0.5
+
+    def composition(self, species):
+        """(B, N) -> (B, 2 S + 33): fractions and logarithmic counts of the elements, number of sites (up to 32)."""
+        counts = F.one_hot(species, self.embed.num_embeddings).sum(1)                         # (B, S)
+        total = counts.sum(1, keepdim=True)
+        return torch.cat([4 * counts / total, torch.log1p(counts), F.one_hot(total[:, 0].clamp_max(32), 33)], -1)
 
 
 class Velocity(nn.Module):
@@ -168,6 +179,8 @@ class SetShape:
     max_count: int
     lattice_mean: tuple = (0.0,) * 6
     lattice_std: tuple = (1.0,) * 6
+    rdf_mean: tuple = (0.0,)                # of the radial distribution around a site; without them geometry
+    rdf_std: tuple = (1.0,)                 # moves an untrained encoder 500 times less than composition does
 
 
 class SetAutoencoder(nn.Module):
@@ -177,7 +190,7 @@ class SetAutoencoder(nn.Module):
         super().__init__()
         self.cfg, self.shape, self.elements = cfg, shape, tuple(shape.elements)
         count = len(self.elements)
-        self.encoder, self.velocity = SetEncoder(cfg, count), Velocity(cfg, count)
+        self.encoder, self.velocity = SetEncoder(cfg, shape), Velocity(cfg, count)
         self.counts = mlp(cfg.latent, 4 * cfg.width, count * (shape.max_count + 1))
         self.lattice = mlp(cfg.latent, 3 * cfg.width, 6)
         self.register_buffer("lattice_mean", torch.tensor(shape.lattice_mean))

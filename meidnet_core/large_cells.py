@@ -57,11 +57,15 @@ def with_images(groups, cfg, block=256):
     return groups
 
 
-def shape_of(groups, elements):
-    """SetShape from the training cells."""
+def shape_of(groups, elements, cfg, few=200):
+    """SetShape from the training cells; radial distributions from `few` cells of every size."""
+    sums = [flow.image_sums(g["frac"][:few], lattice_matrix(g["lattice"][:few]), cfg.rbf, cfg.cutoff).sum(2).flatten(0, 1)
+            for g in groups.values()]
+    rdf_std, rdf_mean = torch.std_mean(torch.cat(sums), 0)
     features = torch.cat([flow.lattice_features(g["lattice"]) for g in groups.values()])
     most = max(int(torch.nn.functional.one_hot(g["species"], len(elements)).sum(1).max()) for g in groups.values())
-    return flow.SetShape(tuple(elements), most, tuple(features.mean(0).tolist()), tuple(features.std(0).clamp_min(1e-2).tolist()))
+    statistics = features.mean(0), features.std(0).clamp_min(1e-2), rdf_mean, rdf_std.clamp_min(1e-2)
+    return flow.SetShape(tuple(elements), most, *(tuple(t.tolist()) for t in statistics))
 
 
 def epoch_batches(groups, cfg, epoch):
@@ -96,7 +100,7 @@ def train(cfg, groups, elements, state=None, device="cpu", on_epoch=None, progre
     """Train, or go on from the file `state`. Returns train.Run with the averaged model."""
     torch.manual_seed(cfg.seed)
     groups = with_images(groups, cfg)
-    model = flow.SetAutoencoder(cfg, shape_of(groups, elements)).to(device)
+    model = flow.SetAutoencoder(cfg, shape_of(groups, elements, cfg)).to(device)
     average, optimizer, run, first = copy.deepcopy(model).requires_grad_(False), make_optimizer(model, cfg), Run(model), 0
     if state and os.path.exists(state):
         first = checkpoint.load_state(state, run, model, average, optimizer)

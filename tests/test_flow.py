@@ -118,7 +118,7 @@ def test_flow_memorises_four_cells(cells):
     counts, confidence = model.decode_counts(z)
     assert torch.equal(counts, torch.nn.functional.one_hot(cells["species"], 3).sum(1)) and confidence.min() > 0.5
     assert (model.decode_lattice(z) - cells["lattice"]).abs().max() < 3
-    assert terms["flow"] < 0.6 * first["flow"]
+    assert terms["flow"] < 0.8 * first["flow"]
 
 
 def test_refine_never_ends_worse_and_moves_toward_the_latent(model, cells):
