@@ -33,6 +33,7 @@ class FlowConfig:
     fourier: int = 4                       # harmonics of fractional differences
     heads: int = 8                         # weighted means over sites in the encoder
     latent_noise: float = 0.1              # on components of order 1, training only
+    swap: float = 0.0                      # augmentation: fraction of cells whose elements are exchanged for random ones
     strain: float = 0.0                    # augmentation: relative strain of lengths (angles: 60 degrees times it)
     shake: float = 0.0                     # augmentation: displacements in angstrom
     w_composition: float = 0.3             # cross-entropy of the counts, summed over elements
@@ -229,9 +230,16 @@ def assign(start, frac, species, rounds=2):
     return start
 
 
-def augment(batch, cfg):
-    """Strained, shaken or inverted copies: every structure is a valid target of an autoencoder."""
-    frac, lattice = batch["frac"], batch["lattice"]
+def augment(batch, cfg, elements):
+    """Strained, shaken, inverted or transmuted copies: every structure is a valid target of an autoencoder.
+
+    Exchanged elements matter most: with the compositions of the training set alone the decoder of the counts
+    learns them by heart (lab notes).
+    """
+    frac, lattice, species = batch["frac"], batch["lattice"], batch["species"]
+    if cfg.swap:
+        other = torch.rand(len(species), elements, device=species.device).argsort(1).gather(1, species)
+        species = torch.where(torch.rand(len(species), 1, device=species.device) < cfg.swap, other, species)
     sign = torch.where(torch.rand(len(frac), 1, 1, device=frac.device) < 0.5, -1.0, 1.0)
     frac = frac * sign
     if cfg.strain:
@@ -240,7 +248,7 @@ def augment(batch, cfg):
     if cfg.shake:
         size = cfg.shake * torch.rand(len(lattice), 1, 1, device=lattice.device)
         frac = frac + size * torch.randn_like(frac) / lattice[:, None, :3]
-    return {**batch, "frac": frac, "lattice": lattice}
+    return {**batch, "frac": frac, "lattice": lattice, "species": species}
 
 
 def flow_loss(model, z, batch):
@@ -260,7 +268,7 @@ def flow_loss(model, z, batch):
 
 def set_loss(model, batch):
     """(loss, dict of detached terms) of one batch of cells with equal N: species (B, N), frac (B, N, 3), lattice (B, 6)."""
-    cfg, batch = model.cfg, augment(batch, model.cfg)
+    cfg, batch = model.cfg, augment(batch, model.cfg, len(model.elements))
     z = model.encoder(batch["species"], batch["frac"], batch["lattice"], batch.get("images"))
     z = z + cfg.latent_noise * torch.randn_like(z)
     counts = F.one_hot(batch["species"], len(model.elements)).sum(1)

@@ -17,7 +17,7 @@ from .crystal import lattice_matrix
 from .experiments import CHECKPOINTS, RUNS
 from .train import Run, bar, learning_rate, make_optimizer, pick_device, update_average
 
-PRESETS = {"mp_20": flow.FlowConfig(), "perov_5": flow.FlowConfig(dataset="perov_5", epochs=20),
+PRESETS = {"mp_20": flow.FlowConfig(swap=0.5, epochs=30), "perov_5": flow.FlowConfig(dataset="perov_5", swap=0.5, epochs=20),
            "carbon_24": flow.FlowConfig(dataset="carbon_24", strain=0.05, shake=0.1, epochs=200)}
 
 

@@ -132,11 +132,19 @@ def test_refine_never_ends_worse_and_moves_toward_the_latent(model, cells):
 
 def test_augment_inversion_keeps_distances(cells):
     cfg = flow.FlowConfig()
-    out = flow.augment(cells, cfg)
+    out = flow.augment(cells, cfg, 3)
     a, b = (flow.image_sums(c["frac"], lattice_matrix(c["lattice"]), 8, 5.0) for c in (cells, out))
     assert torch.allclose(a, b, atol=1e-4)
-    strained = flow.augment(cells, cfg.with_(strain=0.05, shake=0.1))
+    strained = flow.augment(cells, cfg.with_(strain=0.05, shake=0.1), 3)
     assert 0 < (strained["lattice"] / cells["lattice"] - 1).abs().max() < 0.3
+
+
+def test_exchanged_elements_keep_the_arrangement(cells):
+    out = flow.augment(cells, flow.FlowConfig(swap=1.0), 3)["species"]
+    for row, new in zip(cells["species"], out):
+        assert ((row[:, None] == row) == (new[:, None] == new)).all()
+    many = torch.cat([flow.augment(cells, flow.FlowConfig(swap=1.0), 3)["species"] for _ in range(20)])
+    assert len(many.unique(dim=0)) == 6                                        # every way to name three elements
 
 
 def test_sample_is_reproducible(model, cells):
