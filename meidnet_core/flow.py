@@ -291,9 +291,9 @@ def sample(model, z, species, lattice, steps=20, generator=None):
 
 
 @torch.no_grad()
-def residual(model, z, species, frac, lattice):
+def residual(model, z, species, frac, lattice, images=None):
     """|E(x) - z| (B,): how far the encoding of a decoded cell is from the latent it was decoded from."""
-    return (model.encoder(species, frac, lattice) - z).norm(dim=-1)
+    return (model.encoder(species, frac, lattice, images) - z).norm(dim=-1)
 
 
 def refine(model, z, species, frac, lattice, steps=30, lr=0.01):

@@ -11,6 +11,7 @@ from itertools import islice, permutations, product
 import torch
 
 from . import flow
+from .crystal import lattice_matrix
 
 
 def roles_of(counts, most=6):
@@ -69,8 +70,9 @@ class Memory:
         stored, best = self.nearest(pattern, lattice, z, top), None
         for column in stored.unbind(1):
             frac = self.patterns[pattern][0][column]
+            images = flow.image_sums(frac, lattice_matrix(lattice), model.cfg.rbf, model.cfg.cutoff)
             for way in ways.unbind(1):
-                now = (way, frac, flow.residual(model, z, way, frac, lattice))
+                now = (way, frac, flow.residual(model, z, way, frac, lattice, images))
                 best = best or [t.clone() for t in now]
                 better = now[2] < best[2]
                 for kept, new in zip(best, now):
