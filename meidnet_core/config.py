@@ -93,6 +93,6 @@ IMPROVED = Config(
 
 # `improved` with the property branch of its own: labels from the structure by a head on z_c, a decoder that returns the
 # labels it was given, and an explicit pull between paired embeddings. The model that is published (lab notes: why).
-PRODUCTION = IMPROVED.with_(name="production", prop_head=True, prop_l1=True, exchange=0.5, w_align=1.0, latent_noise=0.025, epochs=60)
+PRODUCTION = IMPROVED.with_(name="production", prop_head=True, prop_l1=True, exchange=0.5, w_align=3.0, w_species=2.0, epochs=64)
 
 PRESETS = {"paper": PAPER, "improved": IMPROVED, "production": PRODUCTION}

@@ -21,6 +21,9 @@ PRESETS = {"mp_20": flow.FlowConfig(swap=0.5, epochs=30), "perov_5": flow.FlowCo
            "carbon_24": flow.FlowConfig(dataset="carbon_24", strain=0.05, shake=0.1, epochs=200)}
 
 
+NOTHING = (np.array([1.0, 1, 1, 90, 90, 90]), [], np.zeros((0, 3)))        # where no composition was decoded: matches nothing
+
+
 def niggli(lattice, frac):
     """The same crystal in its Niggli cell: (6,), (N, 3) -> (6,), (N, 3). Where spglib finds none, unchanged."""
     import spglib
@@ -195,8 +198,7 @@ def candidates(model, z, species, lattice, draws, memory=None, steps=20, generat
 
 def score(cells, crystals, processes=None):
     """Match rates and RMSE at both tolerances; a cell that was not decoded counts as no match."""
-    nothing = (np.array([1.0, 1, 1, 90, 90, 90]), [], np.zeros((0, 3)))
-    predicted, true, out = [c or nothing for c in cells], matching.true_cells(crystals), {}
+    predicted, true, out = [c or NOTHING for c in cells], matching.true_cells(crystals), {}
     exact = [sorted(p[1]) == sorted(t[1]) for p, t in zip(predicted, true)]
     for name, tolerances in matching.TOLERANCES.items():
         rms = matching.match(predicted, true, tolerances, processes)
@@ -204,10 +206,11 @@ def score(cells, crystals, processes=None):
     return out | {"exact_composition": 100 * float(np.mean(exact)), "n": len(cells)}
 
 
-def evaluate(model, groups, crystals, draws=2, refine_steps=0, seed=0):
+def evaluate(model, groups, crystals, draws=2, refine_steps=0, seed=0, details=False):
     """Match rates on held-out cells: memory and flows together (the decoder), and one flow alone ("one_flow_...").
 
-    groups {split: buckets}, crystals {split: CrystalSet}; the memory holds the training cells.
+    groups {split: buckets}, crystals {split: CrystalSet}; the memory holds the training cells. details=True: also a
+    dict of the decoded cells, their RMS distance (NaN: no match) and their residual.
     """
     from .memory import Memory
     z, memory = encode(model, groups["test"]), Memory(groups["train"], encode(model, groups["train"]))
@@ -215,7 +218,11 @@ def evaluate(model, groups, crystals, draws=2, refine_steps=0, seed=0):
     plain = reconstruct(model, z, 1, refine_steps=0, generator=generator)[0]
     cells, left, confidence = reconstruct(model, z, draws, memory, refine_steps=refine_steps, generator=generator)
     m = score(cells, crystals["test"]) | {f"one_flow_{k}": v for k, v in score(plain, crystals["test"]).items() if k[:2] in ("sm", "rm")}
-    return m | {"residual_median": float(np.nanmedian(left)), "confidence_mean": float(confidence.mean())}
+    m |= {"residual_median": float(np.nanmedian(left)), "confidence_mean": float(confidence.mean())}
+    if not details:
+        return m
+    rms = matching.match([c or NOTHING for c in cells], matching.true_cells(crystals["test"]))
+    return m, {"cells": cells, "rms": rms, "residual": left}
 
 
 def trivial(crystals, train, n=400, seed=0):

@@ -152,3 +152,42 @@ def navigation(path, plane, target):
     right.legend()
     fig.tight_layout()
     return fig
+
+
+def table1_bars(frame, datasets):
+    """Match rates per data set: measured here (bars, spread over seeds) and published (diamonds), from table1.table()."""
+    fig, axes = plt.subplots(1, len(datasets), figsize=(9.5, 4.2), sharey=True)
+    methods = list(dict.fromkeys(frame["method"]))
+    colours = dict(zip(methods, ("#bbbbbb", "#888888", ORANGE, PURPLE, SKY, GREEN, BLUE)))
+    colours["MEIDNet"] = BLUE
+    for ax, (key, title) in zip(np.atleast_1d(axes), datasets.items()):
+        rows = frame[frame["dataset"] == key].set_index("method").reindex(methods)
+        y = np.arange(len(methods))[::-1]
+        ax.barh(y, rows["SM here (%)"].fillna(0), xerr=rows["sd"].fillna(0), color=[colours[m] for m in methods], height=0.7, ecolor=BLACK)
+        ax.plot(rows["published SM (%)"], y, ls="", marker="D", mfc="white", mec=BLACK, ms=7, label="published")
+        for value, at in zip(rows["SM here (%)"], y):
+            if np.isfinite(value):
+                ax.text(1, at, f"{value:.1f}", va="center", fontsize=9, bbox={"facecolor": "white", "alpha": 0.85, "pad": 1, "lw": 0})
+        ax.set(title=title, xlim=(0, 101), xlabel="structure matching (%)")
+        ax.set_yticks(y, [m.replace(" (", "\n(").replace("training cell of", "training cell\nof") for m in methods], fontsize=8.5)
+    np.atleast_1d(axes)[0].legend(loc="lower left", bbox_to_anchor=(-1.0, -0.22), fontsize=9)
+    fig.tight_layout()
+    return fig
+
+
+def residual_histogram(residual, hit):
+    """Distance |E(x) - z| after decoding, for cells that match and cells that do not."""
+    fig, ax = plt.subplots(figsize=(6.5, 3.4))
+    keep = np.isfinite(residual)
+    bins = np.linspace(0, np.quantile(residual[keep], 0.99), 30)
+    for mask, colour, name in ((hit & keep, BLUE, "match"), (~hit & keep, ORANGE, "no match")):
+        ax.hist(np.clip(residual[mask], None, bins[-1]), bins, color=colour, alpha=0.65, label=f"{name} ({mask.sum()})")
+    ax.set(xlabel="distance of the decoded cell's encoding from the latent", ylabel="test cells")
+    ax.legend()
+    return fig
+
+
+def structure_of(cell):
+    """pymatgen Structure of a decoded cell (lattice, symbols, frac)."""
+    from .crystal import to_structure
+    return to_structure(*cell)

@@ -1,0 +1,38 @@
+"""Table 1 joins run files with published values."""
+
+import math
+
+import pytest
+
+from meidnet_core import table1
+
+
+def run(experiment, name="seed0", n=10, **metrics):
+    return {"experiment": experiment, "run": name, "n": n, "metrics": metrics}
+
+
+def test_mean_and_spread_over_seeds():
+    runs = [run("mp_20-flow", f"seed{k}", sm_cdvae=v, rmse_cdvae=0.1, one_flow_sm_cdvae=10.0) for k, v in enumerate((70.0, 74.0))]
+    frame = table1.measured(runs).set_index("method")
+    assert frame.loc["MEIDNet", "sm"] == 72 and frame.loc["MEIDNet", "seeds"] == 2
+    assert frame.loc["MEIDNet", "sm_sd"] == pytest.approx(8**0.5)
+    assert frame.loc["MEIDNet, one flow, no memory", "sm"] == 10
+
+
+def test_perov_5_takes_the_production_model_only():
+    runs = [run("perov_5-flow", sm_cdvae=50.0), run("perov_5-production", sm_cdvae=99.0)]
+    frame = table1.measured(runs)
+    assert frame[frame.method == "MEIDNet"].sm.tolist() == [99.0]
+
+
+def test_trivial_runs_are_found_by_name():
+    runs = [run("trivial", "mp_20", nearest_shape_sm_cdvae=60.0), run("trivial", "carbon_24", nearest_shape_sm_cdvae=70.0)]
+    frame = table1.measured(runs)
+    assert frame[frame.sm.notna()].groupby("dataset").sm.first().to_dict() == {"carbon_24": 70.0, "mp_20": 60.0}
+
+
+def test_published_values_stand_without_a_run_of_ours():
+    frame = table1.table([run("mp_20-ftcp", sm_cdvae=40.0, rmse_cdvae=0.2)]).set_index(["dataset", "method"])
+    assert frame.loc[("mp_20", "FTCP"), "SM here (%)"] == 40.0 and frame.loc[("mp_20", "FTCP"), "published SM (%)"] == 69.89
+    assert math.isnan(frame.loc[("carbon_24", "CDVAE"), "SM here (%)"])
+    assert len(frame) >= 9
