@@ -18,7 +18,7 @@ from .experiments import CHECKPOINTS, RUNS
 from .train import Run, bar, learning_rate, make_optimizer, pick_device, update_average
 
 PRESETS = {"mp_20": flow.FlowConfig(swap=0.5, epochs=30), "perov_5": flow.FlowConfig(dataset="perov_5", swap=0.5, epochs=20),
-           "carbon_24": flow.FlowConfig(dataset="carbon_24", strain=0.05, shake=0.1, epochs=200)}
+           "carbon_24": flow.FlowConfig(dataset="carbon_24", strain=0.05, shake=0.1, epochs=40)}
 
 
 NOTHING = (np.array([1.0, 1, 1, 90, 90, 90]), [], np.zeros((0, 3)))        # where no composition was decoded: matches nothing
@@ -237,10 +237,10 @@ def trivial(crystals, train, n=400, seed=0):
     for lattice, symbols, frac in matching.true_cells(train):
         stored.setdefault(pattern_of(symbols), []).append((lattice, frac))
     true, lent = matching.true_cells(few), []
+    shape = lambda rows: shape_features(torch.tensor(np.array(rows), dtype=torch.float32))
     for lattice, symbols, frac in true:
         known = stored.get(pattern_of(symbols))
         if known:
-            shape = lambda rows: shape_features(torch.tensor(np.array(rows), dtype=torch.float32))
             nearest = int(torch.cdist(shape([lattice]), shape([l for l, _ in known])).argmin())
         lent.append((lattice, symbols, known[nearest][1]) if known else None)
     scattered = [(l, s, rng.random(f.shape)) for l, s, f in true]
@@ -287,8 +287,9 @@ def record(cfg, crystals, args):
     run = train(cfg, groups["train"], elements, RUNS / name, device)
     m = evaluate(run.model, groups, crystals, args.draws, args.refine) | {"training_s": run.seconds}
     claims = {f"t1.{cfg.dataset.replace('_', '')}.meidnet": m["sm_cdvae"]} if cfg.dataset != "perov_5" else {}
-    results.write_run(f"{cfg.dataset}-{cfg.name}", f"seed{cfg.seed}", config=cfg.to_dict() | {"draws": args.draws, "refine": args.refine},
-                      seed=cfg.seed, data_set=cfg.dataset, split="test", n=m["n"], metrics=m, claims=claims, wall_time_s=time.time() - start)
+    config = cfg.to_dict() | {"draws": args.draws, "refine": args.refine}
+    results.write_run(f"{cfg.dataset}-{cfg.name}", f"seed{cfg.seed}", config=config, seed=cfg.seed, data_set=cfg.dataset, split="test",
+                      n=m["n"], metrics=m, claims=claims, wall_time_s=time.time() - start)
     save_model(CHECKPOINTS / "flow" / name, run.model, history=run.history, seconds=run.seconds, metrics=m, split="cdvae test",
                licence="weights CC BY 4.0, data see data/README.md")
     print("\n".join(f"{k:30s} {v}" for k, v in m.items()))

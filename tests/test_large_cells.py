@@ -139,3 +139,16 @@ def test_cli_names_the_data_sets(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         large_cells.main()
     assert "mp_20" in capsys.readouterr().err
+
+
+def test_trivial_predictions_are_bounds_that_need_the_right_pattern(mixed):
+    crystals = mixed(12)
+    m = large_cells.trivial(crystals, crystals, n=6)
+    assert m["nearest_shape_sm_default"] == 100 and m["n"] == 6                # the very cell is in "train"
+    assert m["random_sites_exact_composition"] == 100
+    alone = large_cells.trivial(crystals.select([0]), crystals.select([1]), n=1)
+    assert alone["nearest_shape_sm_cdvae"] == 0                                # three against four sites: nothing to lend
+
+
+def test_pattern_forgets_the_names():
+    assert large_cells.pattern_of(["Sr", "Ti", "O", "O"]) == large_cells.pattern_of(["K", "C", "N", "N"]) == (0, 1, 2, 2)
