@@ -26,10 +26,14 @@ NOTHING = (np.array([1.0, 1, 1, 90, 90, 90]), [], np.zeros((0, 3)))        # whe
 
 def niggli(lattice, frac):
     """The same crystal in its Niggli cell: (6,), (N, 3) -> (6,), (N, 3). Where spglib finds none, unchanged."""
+    import warnings
+
     import spglib
     from pymatgen.core import Lattice
     old = Lattice.from_parameters(*lattice).matrix
-    new = spglib.niggli_reduce(old)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                               # its error handling is about to change, it says each time
+        new = spglib.niggli_reduce(old)
     if new is None:
         return np.asarray(lattice), frac
     new = new * np.sign(np.linalg.det(new) * np.linalg.det(old))
@@ -238,7 +242,7 @@ def trivial(crystals, train, n=400, seed=0):
         stored.setdefault(pattern_of(symbols), []).append((lattice, frac))
     true, lent = matching.true_cells(few), []
     shape = lambda rows: shape_features(torch.tensor(np.array(rows), dtype=torch.float32))
-    for lattice, symbols, frac in true:
+    for lattice, symbols, _ in true:
         known = stored.get(pattern_of(symbols))
         if known:
             nearest = int(torch.cdist(shape([lattice]), shape([l for l, _ in known])).argmin())

@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 CATIONS = ["Na", "Mg", "K", "Ca", "Sc", "Ti", "Sr", "Zr", "Ba", "La"]
 ANIONS = ["N", "O", "F"]
 SMALL = {"width": 16, "edge_width": 8, "latent": 12, "blocks": 2, "batch": 8, "epochs": 4}
-NOISE = ("dropout", "structure_only", "latent_noise", "label_noise")
+NOISE = ("dropout", "structure_only", "latent_noise", "label_noise", "exchange")
 
 
 def cif(lattice, symbols, frac):
@@ -118,7 +118,7 @@ def config():
     """config(preset, **changes): a preset made small, without regularising noise."""
 
     def make(preset="improved", **changes):
-        small = SMALL | dict.fromkeys(NOISE, 0.0) | ({"rbf": 6, "pool_heads": 2} if preset == "improved" else {})
+        small = SMALL | dict.fromkeys(NOISE, 0.0) | ({"rbf": 6, "pool_heads": 2} if preset != "paper" else {})
         return PRESETS[preset].with_(**{**small, **changes})
 
     return make

@@ -21,7 +21,7 @@ def saved(config, perovskites, tensors_of, model_of, tmp_path):
     return path, model, tensors
 
 
-@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("preset", ["paper", "improved", "production"])
 @pytest.mark.parametrize("changes", [{}, {"fusion": "late"}, {"labels": ("heat_all",)}])
 def test_a_loaded_model_gives_equal_outputs(config, perovskites, tensors_of, model_of, tmp_path, preset, changes):
     cfg = config(preset, **changes)

@@ -246,3 +246,41 @@ def test_missing_labels_change_no_gradient_of_the_property_branch(config, perovs
         gradients.append(torch.cat([p.grad.flatten() for m in parts for p in m.parameters()]))
     assert gradients[0].isfinite().all() and gradients[0].abs().max() > 0
     assert torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
+# ---- production terms: misalignment, absolute error, exchanged labels ---------------------------
+
+
+def test_misalignment_is_one_minus_cosine_over_known_pairs():
+    y, some = unit(4, 6), torch.tensor([True, True, False, True])
+    assert losses.misalignment(y, [(y, some)]).abs() < 1e-9
+    assert losses.misalignment(y, [(-y, some)]).item() == pytest.approx(2)
+    other = torch.where(some[:, None], y, -y)                                   # only the unknown pair disagrees
+    assert losses.misalignment(y, [(other, some)]).abs() < 1e-9
+
+
+def test_absolute_property_loss_adds_the_absolute_error():
+    predicted, labels = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, float("nan")]])
+    assert losses.property_loss(predicted, labels) == 4
+    assert losses.property_loss(predicted, labels, absolute=True) == 6
+
+
+def test_exchanged_labels_are_those_that_were_embedded(perovskites, config, tensors_of, model_of):
+    """The target of the property decoder moves with the embedded labels, by the noise that was asked for."""
+    cfg = config("production", exchange=0.5)
+    batch = tensors_of(perovskites(64), cfg)
+    model = model_of(cfg, batch)
+    labels, (z_c, y_c) = model.scale(batch)[1], model.embed_structure(batch)
+    predicted, target = model.exchanged(labels, y_c, z_c)
+    assert (target - labels).std().item() == pytest.approx(0.5, rel=0.3)
+    again = model.properties(model.join(y_c, model.embed_properties(target)), z_c)
+    assert torch.allclose(predicted, again, atol=1e-6)
+
+
+def test_a_head_of_its_own_predicts_from_the_structure(perovskites, config, tensors_of, model_of):
+    cfg = config("production")
+    batch = tensors_of(perovskites(8), cfg)
+    model = model_of(cfg, batch).eval()
+    out = model(batch)
+    assert torch.equal(out["props_structure"], model.prop_head(out["z_c"]))
+    assert not torch.allclose(out["props_structure"], model.properties(out["y_c"], out["z_c"]))

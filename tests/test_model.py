@@ -60,7 +60,7 @@ def crystals_of(kind, perovskite, triclinic):
     return [triclinic(rng, 6) for _ in range(3)]
 
 
-@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("preset", ["paper", "improved", "production"])
 @pytest.mark.parametrize("kind", ["perovskite", "triclinic"])
 @pytest.mark.parametrize("change", ["rotation", "mirror", "translation", "images", "order"])
 def test_the_encoding_of_a_crystal_is_invariant(encode, vocabulary, perovskite, triclinic, preset, kind, change):
@@ -84,7 +84,7 @@ def test_the_encoding_of_a_crystal_is_invariant(encode, vocabulary, perovskite, 
     assert deviation < 1e-10
 
 
-@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("preset", ["paper", "improved", "production"])
 @pytest.mark.parametrize("change", ["element", "lattice", "position"])
 def test_the_encoding_sees_elements_lattice_and_positions(encode, vocabulary, perovskite, preset, change):
     lattice, z, frac = perovskite(np.random.default_rng(0))
@@ -102,7 +102,7 @@ def test_the_encoding_sees_elements_lattice_and_positions(encode, vocabulary, pe
     assert (new - reference).abs().max() > 1e-6, "far above the 1e-10 of the invariances"
 
 
-@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("preset", ["paper", "improved", "production"])
 def test_empty_sites_do_not_touch_the_encoding(config, mixed, tensors_of, model_of, preset):
     cfg, crystals = config(preset, labels=("band_gap", "formation_energy_per_atom")), mixed(8)
     wide, padded = (tensors_of(crystals, cfg, sites=s) for s in (6, 9))
@@ -138,7 +138,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("preset", ["paper", "improved", "production"])
 def test_forward_shapes_of_every_form(config, perovskites, tensors_of, model_of, form, preset):
     changes, branches = FORMS[form]
     cfg = config(preset, **changes)
@@ -201,7 +201,7 @@ def test_a_missing_label_is_never_imputed(config, perovskites, tensors_of, model
     assert torch.equal(model(t)["z"][2], first)
 
 
-@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("preset", ["paper", "improved", "production"])
 def test_the_decoder_reads_the_latent_alone(config, perovskites, tensors_of, model_of, preset):
     cfg = config(preset)
     t = tensors_of(perovskites(8), cfg)
@@ -216,7 +216,7 @@ def test_the_decoder_reads_the_latent_alone(config, perovskites, tensors_of, mod
     assert (alone["frac"][0] - alone["frac"][1]).abs().max() > 0
 
 
-@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("preset", ["paper", "improved", "production"])
 def test_the_decoding_of_a_crystal_follows_from_its_joint_latent(config, perovskites, tensors_of, model_of, preset):
     cfg = config(preset)
     t = tensors_of(perovskites(8), cfg)
@@ -295,9 +295,10 @@ def test_sampled_species_vary_and_the_most_likely_do_not(config, perovskites, te
 # layer; a shift common to all sites cancels in the softmax over sites.
 IDLE = {"paper": {"encoder.egnn.layers.1.phi_x.weight"}}
 IDLE["improved"] = IDLE["paper"] | {"encoder.score.bias"}
+IDLE["production"] = IDLE["improved"]
 
 
-@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("preset", ["paper", "improved", "production"])
 @pytest.mark.parametrize("form", FORMS)
 def test_one_step_moves_every_parameter_that_should_learn(config, perovskites, tensors_of, model_of, preset, form):
     from meidnet_core.train import make_optimizer

@@ -42,7 +42,7 @@ def same_weights(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("preset", ["paper", "improved", "production"])
 def test_two_runs_with_one_seed_are_identical(config, tensors, train, preset):
     cfg = config(preset, **RANDOM)
     first, second = train(cfg, tensors), train(cfg, tensors)
@@ -51,7 +51,7 @@ def test_two_runs_with_one_seed_are_identical(config, tensors, train, preset):
     assert not same_weights(first, other)
 
 
-@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("preset", ["paper", "improved", "production"])
 def test_training_lowers_the_loss(config, tensors, train, preset):
     cfg = config(preset, epochs=25, lr=0.02, w_con=0.0, gumbel_noise=False)
     history = train(cfg, tensors).history
@@ -60,7 +60,7 @@ def test_training_lowers_the_loss(config, tensors, train, preset):
     assert history[-1]["alpha"] == 1 and history[0]["alpha"] == 0
 
 
-@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("preset", ["paper", "improved", "production"])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(config, tensors, train, tmp_path, preset):
     cfg, path = config(preset, epochs=6, **RANDOM), tmp_path / "run.safetensors"
     whole = train(cfg, tensors)
@@ -155,7 +155,7 @@ def test_a_damaged_state_is_refused(config, tensors, train, tmp_path):
         train(config("paper", epochs=1), tensors, checkpoint=path)
 
 
-@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("preset", ["paper", "improved", "production"])
 def test_a_loss_that_is_no_number_ends_the_training(config, tensors, train, tmp_path, preset):
     cfg, path = config(preset, seed=5), tmp_path / "run.safetensors"
     broken = tensors | {"d": tensors["d"] * math.nan, "r": tensors["r"] * math.nan}
