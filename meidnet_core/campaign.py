@@ -1,0 +1,349 @@
+"""Campaigns: the trainings behind Figure S1 (latent), Figure 2a (fusion) and Figure 2b (curriculum), and their statistics.
+
+    python -m meidnet_core.campaign latent                                        # `sweep`: about a minute a run, one CPU thread
+    python -m meidnet_core.campaign fusion --preset paper --epochs 200 --seeds 5  # the protocol of the paper (GPU)
+
+A campaign is a table of runs. Runs whose JSON is there are skipped and an unfinished training goes on from runs/, so
+a campaign can be killed at any time. A configuration that another campaign has already run is not run twice.
+"""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from . import experiments, losses, metrics, results
+from .config import IMPROVED, PRESETS, Config
+from .train import train
+
+# One minute a run on one CPU thread, in place of the 500 (Figure S1) and 200 (Figure 2a) epochs of the paper.
+SWEEP = IMPROVED.with_(name="sweep", width=64, edge_width=32, batch=64, epochs=10)
+FULL = {"latent": 500, "fusion": 200, "curriculum": 200}               # epochs of the paper
+SEEDS = {"latent": 3, "fusion": 5, "curriculum": 3}
+DIMENSIONS = (16, 32, 64, 128, 256, 512)
+PAPER_DIMENSIONS = (64, 128, 256)                                       # the three that the paper compares
+FUSIONS = {"lf": {"fusion": "late", "curriculum": "none"}, "ef": {"curriculum": "none"}, "efcl": {}}
+RAMPS = {33: 1 / 3, 67: 2 / 3, 100: 1.0}                                # % of the epochs in which the weight rises
+LEVELS = (50.0, 90.0, 96.8)                                             # SM (%) whose epoch is compared
+CLAIM_LEVEL = 90.0                                                      # the one that answers f2b.speedup
+VAL_CELLS = 500
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run: data/results/<experiment>/<run>.json; claims maps ids of paper.csv to metrics of the test split."""
+
+    experiment: str
+    cfg: Config
+    claims: dict = field(default_factory=dict)
+
+    @property
+    def run(self):
+        return f"seed{self.cfg.seed}"
+
+    @property
+    def path(self):
+        return results.RESULTS / self.experiment / f"{self.run}.json"
+
+
+def tag_of(name, base):
+    """"" for the sweep of this book, else preset and epochs, e.g. "paper200-": other protocols go to other folders."""
+    return "" if base == SWEEP else f"{base.name}{base.epochs}-"
+
+
+def answers(name, base):
+    """Do these runs answer rows of paper.csv? The sweep does, until the paper's number of epochs is run."""
+    return base == SWEEP or (base.name != "sweep" and base.epochs >= FULL[name])
+
+
+def table(name, base=SWEEP, seeds=None):
+    """The runs of a campaign, in the order in which they run."""
+    if name not in SEEDS:
+        raise ValueError(f"campaign {name!r}: expected one of {', '.join(SEEDS)}")
+    variants = {"latent": _latent, "fusion": _fusion, "curriculum": _curriculum}[name](seeds or SEEDS[name])
+    rows = [Entry(f"{name}-{tag_of(name, base)}{variant}", base.with_(seed=seed, **changes), claims if answers(name, base) else {})
+            for variant, changes, claims, count in variants for seed in range(count)]
+    return sorted(rows, key=lambda entry: entry.cfg.seed)              # all variants of a seed first: a cut campaign compares
+
+
+def _latent(seeds):
+    claims = {d: {f"s1.dim{d}.sm": "sm_cdvae"} for d in PAPER_DIMENSIONS}
+    claims[128]["s1.loss"] = "reconstruction"
+    return [(str(d), {"latent": d}, claims.get(d, {}), seeds) for d in DIMENSIONS]
+
+
+def _fusion(seeds):
+    keys = {"cs": "cosine", "l2d": "l2d", "sm": "sm_cdvae", "r2": "joint_r2"}
+    return [(v, changes, {f"f2a.{v}.{k}": metric for k, metric in keys.items()}, seeds) for v, changes in FUSIONS.items()]
+
+
+def _curriculum(seeds):
+    """The pair behind the 60-fold claim gets two more seeds; `cold` repeats it where the contrastive term pulls hardest."""
+    rows = [("none", {"curriculum": "none"}, {}, seeds + 2)]
+    rows += [(f"{kind}{p}", {"curriculum": kind, "ramp": ramp}, {}, seeds + 2 * (kind == "exp" and p == 67))
+             for kind in ("exp", "linear") for p, ramp in RAMPS.items()]
+    cold = {"temperature": 0.07}
+    return rows + [("cold-none", cold | {"curriculum": "none"}, {}, seeds), ("cold-exp67", cold, {}, seeds)]
+
+
+# ---- one run ------------------------------------------------------------------------------------
+
+def subset(tensors, count=VAL_CELLS):
+    """A fixed random subset of a split: the same cells for every run."""
+    pick = np.sort(np.random.default_rng(0).permutation(len(tensors["species"]))[:count])
+    return {k: t[torch.as_tensor(pick, device=t.device)] for k, t in tensors.items()}
+
+
+@torch.no_grad()
+def proxies(model, tensors):
+    """Cheap held-out metrics of one epoch: exact (%), cosine, l2d, joint_r2 (mean over the labels).
+
+    exact: all species right from the joint latent. On Perov-5 it equals SM at CDVAE tolerances to 0.1 points, because
+    those forgive every geometry that is near the prototype and StructureMatcher rescales the volume.
+    """
+    e = metrics.encode(model.eval(), tensors)
+    species = model.decode(torch.as_tensor(e["z"], device=model.lattice_mean.device))["species"]
+    pairs = [metrics.alignment(e["y_c"][e[f"known{k[3:]}"]], e[k][e[f"known{k[3:]}"]]) for k in e if k.startswith("y_p")]
+    r2 = [metrics.regression(e["joint"][:, i], e["labels"][:, i])["r2"] for i in range(e["labels"].shape[1])]
+    right = (species == tensors["species"]) | (tensors["mask"] == 0)
+    return {"exact": 100 * float(right.all(1).float().mean()), **{k: float(np.mean([p[k] for p in pairs])) for k in pairs[0]},
+            "joint_r2": float(np.mean(r2))}
+
+
+@torch.no_grad()
+def held_out_reconstruction(model, tensors, block=1024):
+    """Reconstruction loss (eq. xix) of a split, weighted as in training, and its terms; a mean over blocks of cells."""
+    sums, count = {}, len(tensors["species"])
+    for k in range(0, count, block):
+        batch = {key: t[k:k + block] for key, t in tensors.items()}
+        terms = losses.reconstruction(model.eval()(batch), batch, model.scale(batch)[0], model.cfg)
+        for key, value in terms.items():
+            sums[key] = sums.get(key, 0.0) + float(value) * len(batch["species"]) / count
+    return {"reconstruction": sum(getattr(model.cfg, f"w_{k}") * v for k, v in sums.items())} | {f"loss_{k}": v for k, v in sums.items()}
+
+
+def trained(cfg, splits, cells=None, checkpoint=None, progress=False, device="auto"):
+    """Train on `cells` training cells (all by default); the history holds the proxies on val as val_exact, val_cosine, ..."""
+    val = subset(splits.tensors["val"])
+
+    def on_epoch(model, epoch, record):
+        record |= {f"val_{k}": v for k, v in proxies(model, val).items()}
+
+    tensors = splits.tensors["train"] if cells is None else subset(splits.tensors["train"], cells)
+    return train(cfg, tensors, splits.elements, checkpoint=checkpoint, every=5, device=device, on_epoch=on_epoch, progress=progress)
+
+
+def same_run(cfg):
+    """The stored run of exactly this configuration and seed, or None: campaigns share it."""
+    return next((r for r in results.read_runs(results.RESULTS) if "curve" in r and Config.from_dict(r["config"]) == cfg), None)
+
+
+def execute(entry, splits, progress=True, device="auto"):
+    """Train, look at the test split once, write the run file. Returns its path."""
+    known = same_run(entry.cfg)
+    if known:
+        extra = {k: known[k] for k in ("device", "threads", "cpu", "packages", "commit", "date", "curve")}
+        return write(entry, known["metrics"], known["wall_time_s"], same_run=f"{known['experiment']}/{known['run']}", **extra)
+    state = experiments.RUNS / f"{entry.experiment}-{entry.run}.safetensors"
+    run = trained(entry.cfg, splits, checkpoint=state, progress=progress, device=device)
+    m, _ = metrics.evaluate(run.model, splits.tensors["test"], splits.crystals["test"], processes=torch.get_num_threads())
+    m |= held_out_reconstruction(run.model, splits.tensors["test"])
+    m |= {"parameters": sum(p.numel() for p in run.model.parameters()),
+          "joint_r2": float(np.mean([m[f"{l}_joint_r2"] for l in entry.cfg.labels]))}
+    keys = ("species", "coords", "lattice", "adjacency", "nce", "alpha", "val_exact", "val_cosine", "val_l2d", "val_joint_r2", "seconds")
+    curve = {k: [float(f"{h[k]:.5g}") for h in run.history] for k in keys}
+    path = write(entry, m, run.seconds, curve=curve)
+    state.unlink(missing_ok=True)
+    state.with_suffix(".json").unlink(missing_ok=True)
+    return path
+
+
+def labelled(value, split, cfg):
+    """A claim whose split says by which protocol: the paper's number comes from a longer schedule."""
+    return {"value": value, "split": f"{split} ({cfg.name}, {cfg.epochs} epochs)"}
+
+
+def write(entry, m, seconds, **extra):
+    claims = {name: labelled(m[key], "test", entry.cfg) for name, key in entry.claims.items()}
+    return results.write_run(entry.experiment, entry.run, config=entry.cfg.to_dict(), seed=entry.cfg.seed, data_set=entry.cfg.dataset,
+                             split="test", n=m["n"], metrics=m, claims=claims, wall_time_s=seconds, **extra)
+
+
+def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True):
+    """Run what is missing; no new run starts after `minutes`. Returns the number of runs that are still missing."""
+    start, missing = time.time(), [e for e in table(name, base, seeds) if not e.path.exists()]
+    splits = experiments.prepare(base) if missing else None
+    for k, entry in enumerate(missing):
+        if minutes and time.time() - start > 60 * minutes:
+            print(f"{minutes} minutes are over: {len(missing) - k} runs are missing; the same command goes on")
+            return len(missing) - k
+        m = json.loads(execute(entry, splits, progress).read_text())["metrics"]
+        print(f"{k + 1}/{len(missing)} {entry.experiment}/{entry.run}: SM {m['sm_cdvae']:.2f} %, cosine {m['cosine']:.3f}", flush=True)
+    summarise(name, base, seeds)
+    return 0
+
+
+# ---- statistics of stored runs ------------------------------------------------------------------
+
+def stored(name, base=SWEEP):
+    """{variant: runs ordered by seed} of a campaign, from data/results; variants in the order of the table."""
+    found, start = results.read_runs(results.RESULTS), len(f"{name}-{tag_of(name, base)}")
+    groups = {e.experiment[start:]: [r for r in found if r["experiment"] == e.experiment] for e in table(name, base, 1)}
+    return {v: sorted(runs, key=lambda r: r["seed"]) for v, runs in groups.items() if runs}
+
+
+def values(runs, key):
+    """A metric of the test split over seeds, (S,)."""
+    return np.array([r["wall_time_s"] if key == "seconds" else r["metrics"][key] for r in runs], float)
+
+
+def curves(runs, key="val_exact"):
+    """A quantity per epoch, (S, epochs); entry k is taken after k + 1 epochs."""
+    return np.array([r["curve"][key] for r in runs], float)
+
+
+def spread(samples):
+    """Standard deviation over seeds (axis 0); 0 for a single seed."""
+    return np.std(samples, 0, ddof=1) if len(samples) > 1 else np.zeros(np.shape(samples)[1:])
+
+
+def overview(groups, keys):
+    """DataFrame of "mean ± sd" over seeds; groups {variant: runs}, keys {metric: column title}."""
+    import pandas as pd
+    text = lambda v: f"{v.mean():.4g}" + (f" ± {spread(v):.2g}" if np.ptp(v) > 0 else "")
+    rows = {v: {"seeds": len(runs)} | {title: text(values(runs, k)) for k, title in keys.items()} for v, runs in groups.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def p_value(a, b):
+    """Two-sided Welch test of two samples over seeds; 1 when a sample is too small to tell."""
+    from scipy.stats import ttest_ind
+    if min(len(a), len(b)) < 2 or np.ptp([*a, *b]) == 0:
+        return 1.0
+    return 0.0 if np.ptp(a) == 0 and np.ptp(b) == 0 else float(ttest_ind(a, b, equal_var=False).pvalue)
+
+
+def best(samples, alpha=0.05):
+    """The highest mean of {key: values over seeds}: (key, p against the runner-up, keys that tie with it).
+
+    Ties: every key whose Welch p against the best, times the number of comparisons (Bonferroni), is at least alpha.
+    """
+    order = sorted(samples, key=lambda k: -np.mean(samples[k]))
+    p = {k: min(1.0, p_value(samples[order[0]], samples[k]) * (len(order) - 1)) for k in order[1:]}
+    return order[0], p[order[1]] if p else 1.0, [k for k in order[1:] if p[k] >= alpha]
+
+
+def epochs_to(curve, level):
+    """Epochs until a curve (epochs,) first reaches `level`, linear between epochs, 0 before the first; inf if never."""
+    y = np.concatenate([[0.0], curve])
+    k = int(np.argmax(y >= level))
+    return k - 1 + (level - y[k - 1]) / (y[k] - y[k - 1]) if y[k] >= level and k else float("inf")
+
+
+def interval(statistic, *samples, draws=2000, seed=0):
+    """(value, low, high): 95 % bootstrap interval over seeds of statistic(*samples), each sample (S, ...)."""
+    rng = np.random.default_rng(seed)
+    drawn = [statistic(*(s[rng.integers(len(s), size=len(s))] for s in samples)) for _ in range(draws)]
+    return float(statistic(*samples)), *(float(q) for q in np.nanquantile(drawn, [0.025, 0.975], method="nearest"))
+
+
+def speedup(without, with_, level):
+    """Definition (a): epochs to reach `level` % without over with curriculum, (value, low, high) from curves (S, epochs).
+
+    Mean epochs over seeds. NaN when neither reaches the level; inf when only the curriculum does.
+    """
+    mean = lambda c: np.mean([epochs_to(row, level) for row in c])
+
+    def ratio(a, b):
+        a, b = mean(a), mean(b)
+        return a / b if np.isfinite(b) else 0.0 if np.isfinite(a) else np.nan
+    return interval(ratio, without, with_) if np.isfinite([mean(without), mean(with_)]).any() else (np.nan,) * 3
+
+
+def gain(without, with_, epoch):
+    """Definition (b): SM after `epoch` epochs, with over without curriculum, (value, low, high)."""
+    a, b = without[:, epoch - 1], with_[:, epoch - 1]
+    return interval(lambda a, b: b.mean() / a.mean() if a.mean() > 0 else np.nan, a, b) if a.mean() > 0 else (np.nan,) * 3
+
+
+def largest_gain(without, with_, floor=2.0):
+    """Most favourable epoch for the curriculum under (b): (ratio, epoch), where the run without has at least `floor` %."""
+    a = without.mean(0)
+    ratio = np.where(a >= floor, with_.mean(0) / np.maximum(a, 1e-9), 0.0)
+    return float(ratio.max()), int(ratio.argmax()) + 1
+
+
+# ---- what the campaigns answer ------------------------------------------------------------------
+
+def summarise(name, base=SWEEP, seeds=None):
+    """Claims that compare variants, as run files of their own, and claims.csv."""
+    groups, tag = stored(name, base), tag_of(name, base)
+    if answers(name, base):
+        {"latent": _best_dimension, "fusion": _first, "curriculum": _speedups}[name](groups, base, tag)
+        if base != SWEEP:
+            hand_over(name, {e.experiment for e in table(name, base, seeds)})
+    return results.write_claims()
+
+
+def hand_over(name, experiments_):
+    """A full-length campaign answers the claims: take them out of the sweep's run files."""
+    ours = {e.experiment for e in table(name, SWEEP)} | {f"{name}-{end}" for end in ("best", "first", "speedup")}
+    for r in results.read_runs(results.RESULTS):
+        if r["experiment"] in ours - experiments_ and r["claims"]:
+            r["path"].write_text(json.dumps({k: v for k, v in r.items() if k != "path"} | {"claims": {}}, indent=1) + "\n")
+
+
+def _compared(name, run, base, claims, m, seed, split, n, **config):
+    results.write_run(name, run, config={"base": base.with_(seed=0).to_dict(), **config}, seed=seed, data_set=base.dataset, split=split,
+                      n=n, metrics=m, claims={k: labelled(v, split, base) for k, v in claims.items()}, wall_time_s=0.0)
+
+
+def _best_dimension(groups, base, tag):
+    """s1.best_dim among the paper's three dimensions; beside it among all, with the test against the runner-up."""
+    m = {}
+    for text, dims in (("paper", PAPER_DIMENSIONS), ("all", DIMENSIONS)):
+        samples = {d: values(groups[str(d)], "sm_cdvae") for d in dims}
+        top, p, ties = best(samples)
+        m |= {f"best_of_{text}": top, f"p_runner_up_{text}": p, f"ties_{text}": ties, f"significant_{text}": int(not ties)}
+    _compared(f"latent-{tag}best", "summary", base, {"s1.best_dim": m["best_of_paper"]}, m, None, "test",
+              groups["128"][0]["n"], dimensions=list(PAPER_DIMENSIONS), seeds=len(groups["128"]))
+
+
+def _first(groups, base, tag):
+    """f2a.efcl_first, seed by seed: EF+CL has the highest cosine and the lowest L2 distance."""
+    for rows in zip(*(groups[v] for v in FUSIONS)):
+        seed, score = rows[0]["seed"], {k: [r["metrics"][k] for r in rows] for k in ("cosine", "l2d", "sm_cdvae")}     # LF, EF, EF+CL
+        m = {f"{k}_first": int(v[2] < min(v[:2]) if k == "l2d" else v[2] > max(v[:2])) for k, v in score.items()}
+        claims = {"f2a.efcl_first": m["cosine_first"] * m["l2d_first"]}
+        _compared(f"fusion-{tag}first", f"seed{seed}", base, claims, m, seed, "test", rows[0]["n"])
+
+
+def _speedups(groups, base, tag):
+    """f2b.speedup, seed by seed: definition (a) at CLAIM_LEVEL; both definitions in the metrics."""
+    for a, b in zip(groups["none"], groups["exp67"]):
+        x, y = curves([a]), curves([b])
+        ratio = {level: epochs_to(x[0], level) / epochs_to(y[0], level) for level in LEVELS}      # inf / inf: neither gets there
+        m = {f"epochs_ratio_{level:g}": r for level, r in ratio.items() if np.isfinite(r)} | {"largest_gain": largest_gain(x, y)[0]}
+        claims = {"f2b.curves": 1} | ({"f2b.speedup": ratio[CLAIM_LEVEL]} if np.isfinite(ratio[CLAIM_LEVEL]) else {})
+        _compared(f"curriculum-{tag}speedup", f"seed{a['seed']}", base, claims, m, a["seed"], "val", VAL_CELLS, level=CLAIM_LEVEL)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("campaign", choices=list(SEEDS))
+    parser.add_argument("--preset", choices=list(PRESETS), help="default: the sweep configuration of this module")
+    parser.add_argument("--epochs", type=int, help="default: those of the configuration; the paper has 500 (latent) and 200")
+    parser.add_argument("--seeds", type=int, help=f"default: {SEEDS}")
+    parser.add_argument("--minutes", type=float, help="start no further run after that")
+    args = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    base = PRESETS[args.preset] if args.preset else SWEEP
+    campaign(args.campaign, base.with_(epochs=args.epochs) if args.epochs else base, args.seeds, args.minutes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""Campaigns: which runs, that they resume and are shared, and the statistics that the figures stand on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from meidnet_core import campaign, experiments, results
+from meidnet_core.config import PAPER
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(experiments, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(results.write_run, "__kwdefaults__", {**results.write_run.__kwdefaults__, "root": tmp_path / "results"})
+    monkeypatch.setattr(results, "write_claims", lambda: None)
+    known = results.environment()                                      # git and the list of packages: once, not per file
+    monkeypatch.setattr(results, "environment", lambda: known)
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def splits(perovskites, tensors_of, config, vocabulary):
+    crystals = {s: perovskites(n, seed=k) for k, (s, n) in enumerate((("train", 24), ("val", 10), ("test", 8)))}
+    return experiments.Splits(crystals, {s: tensors_of(c, config()) for s, c in crystals.items()}, vocabulary)
+
+
+@pytest.fixture
+def small(config, splits, monkeypatch):
+    """A sweep of tiny models on synthetic cells."""
+    base = config(name="sweep", epochs=3)
+    monkeypatch.setattr(campaign, "SWEEP", base)
+    monkeypatch.setattr(experiments, "prepare", lambda cfg: splits)
+    return base
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def test_tables_hold_what_the_figures_need():
+    latent, fusion, curriculum = (campaign.table(n) for n in ("latent", "fusion", "curriculum"))
+    assert {e.cfg.latent for e in latent} == {16, 32, 64, 128, 256, 512} and len(latent) == 18
+    assert {(e.cfg.fusion, e.cfg.curriculum) for e in fusion} == {("late", "none"), ("early", "none"), ("early", "exp")}
+    assert len(fusion) == 15
+    ramps = {(e.cfg.curriculum, round(e.cfg.ramp, 2)) for e in curriculum if e.cfg.temperature == 1}
+    assert ramps == {("none", 0.67)} | {(kind, r) for kind in ("exp", "linear") for r in (0.33, 0.67, 1.0)}
+    for runs in (latent, fusion, curriculum):
+        assert len({(e.experiment, e.run) for e in runs}) == len(runs)
+        assert [e.cfg.seed for e in runs] == sorted(e.cfg.seed for e in runs)
+
+
+def test_claim_ids_are_those_of_the_paper_and_belong_to_one_experiment():
+    known = set(results.read_reference()["id"])
+    owner = {}
+    for name in campaign.SEEDS:
+        for e in campaign.table(name):
+            for claim in e.claims:
+                assert claim in known and owner.setdefault(claim, e.experiment) == e.experiment
+    assert {"f2a.lf.sm", "f2a.efcl.cs", "s1.dim64.sm", "s1.dim128.sm", "s1.dim256.sm", "s1.loss"} <= set(owner)
+
+
+def test_a_shortened_protocol_of_the_paper_answers_no_claim():
+    short, full = (campaign.table("fusion", PAPER.with_(epochs=n), 1) for n in (6, 200))
+    assert not any(e.claims for e in short) and all(e.claims for e in full)
+    assert {e.experiment for e in short} == {"fusion-paper6-lf", "fusion-paper6-ef", "fusion-paper6-efcl"}
+    assert not any(e.claims for e in campaign.table("fusion", campaign.SWEEP.with_(epochs=500), 1))
+
+
+def test_unknown_campaign_is_named():
+    with pytest.raises(ValueError, match="fusoin.*latent, fusion, curriculum"):
+        campaign.table("fusoin")
+
+
+# ---- runs ---------------------------------------------------------------------------------------
+
+
+def test_a_campaign_is_resumed_and_shares_equal_runs(place, small, capsys):
+    assert campaign.campaign("fusion", small, 1, minutes=1e-9, progress=False) in (2, 3)
+    campaign.campaign("fusion", small, 1, progress=False)
+    files = sorted(place.rglob("*.json"))
+    assert [f.parent.name for f in files] == ["fusion-ef", "fusion-efcl", "fusion-first", "fusion-lf"]
+    before = {f: f.stat().st_mtime_ns for f in files}
+    assert campaign.campaign("fusion", small, 1, progress=False) == 0
+    trained = [f for f in files if f.parent.name != "fusion-first"]
+    assert all(f.stat().st_mtime_ns == before[f] for f in trained)                     # not trained again
+    entry = next(e for e in campaign.table("curriculum", small, 1) if e.experiment == "curriculum-none")
+    shared = json.loads(campaign.execute(entry, None).read_text())                     # no data needed: it is there already
+    original = json.loads((place / "fusion-ef" / "seed0.json").read_text())
+    assert shared["same_run"] == "fusion-ef/seed0" and shared["metrics"] == original["metrics"]
+    assert original["claims"]["f2a.ef.cs"]["value"] == original["metrics"]["cosine"] and not shared["claims"]
+    assert not list(experiments.RUNS.glob("*"))                                        # states of finished runs are gone
+
+
+def test_a_killed_training_goes_on(place, small, splits, monkeypatch):
+    entry = campaign.table("latent", small.with_(epochs=7), 1)[0]
+    whole = campaign.execute(entry, splits, progress=False).read_text()
+    entry.path.unlink()
+    original, calls = campaign.proxies, []
+
+    def killed(model, tensors):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return original(model, tensors)
+
+    monkeypatch.setattr(campaign, "proxies", killed)
+    with pytest.raises(KeyboardInterrupt):
+        campaign.execute(entry, splits, progress=False)
+    monkeypatch.setattr(campaign, "proxies", original)
+    again = json.loads(campaign.execute(entry, splits, progress=False).read_text())
+    whole = json.loads(whole)
+    drop = lambda r: {k: v for k, v in r["curve"].items() if k != "seconds"} | r["metrics"]
+    assert drop(again) == drop(whole) and len(again["curve"]["val_exact"]) == 7
+
+
+def test_proxies_do_not_disturb_the_training(small, splits):
+    from meidnet_core.train import train
+    plain = train(small, splits.tensors["train"], splits.elements, device="cpu", progress=False)
+    watched = campaign.trained(small, splits, device="cpu")
+    a, b = plain.model.state_dict(), watched.model.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert {"val_exact", "val_cosine", "val_l2d", "val_joint_r2"} <= set(watched.history[-1])
+
+
+def test_proxies_agree_with_the_evaluation(small, splits):
+    from meidnet_core import metrics
+    for cfg in (small, small.with_(fusion="late")):
+        model = campaign.trained(cfg, splits, device="cpu").model
+        cheap = campaign.proxies(model, splits.tensors["test"])
+        full, _ = metrics.evaluate(model, splits.tensors["test"], splits.crystals["test"], processes=1)
+        r2 = np.mean([full[f"{l}_joint_r2"] for l in cfg.labels])
+        for key, value in {"exact": full["exact_composition"], "cosine": full["cosine"], "l2d": full["l2d"], "joint_r2": r2}.items():
+            assert cheap[key] == pytest.approx(value, abs=1e-4)
+
+
+def test_reconstruction_is_the_weighted_sum_and_independent_of_blocks(small, splits, model_of):
+    model, tensors = model_of(small, splits.tensors["train"]).eval(), splits.tensors["train"]
+    whole, parts = (campaign.held_out_reconstruction(model, tensors, block) for block in (24, 5))
+    assert whole["reconstruction"] == pytest.approx(sum(getattr(small, f"w_{k}") * whole[f"loss_{k}"] for k in
+                                                        ("lattice", "adjacency", "species", "coords")))
+    assert parts["loss_species"] == pytest.approx(whole["loss_species"], rel=1e-4)
+    assert parts["loss_coords"] == pytest.approx(whole["loss_coords"], rel=1e-4)
+
+
+def test_the_subset_is_fixed(splits):
+    a, b = (campaign.subset(splits.tensors["val"], 4) for _ in range(2))
+    assert all(torch.equal(a[k], b[k]) for k in a) and len(a["species"]) == 4
+    assert len(campaign.subset(splits.tensors["val"], 100)["species"]) == 10
+
+
+# ---- statistics ---------------------------------------------------------------------------------
+
+
+def test_epochs_to_interpolates_and_tells_when_never():
+    assert campaign.epochs_to([20.0, 60.0, 90.0], 40) == pytest.approx(1.5)
+    assert campaign.epochs_to([20.0, 60.0, 90.0], 10) == pytest.approx(0.5)
+    assert campaign.epochs_to([20.0, 60.0, 40.0, 70.0], 60) == pytest.approx(2)       # the first time
+    assert campaign.epochs_to([20.0, 60.0], 61) == float("inf")
+
+
+def test_speedup_of_a_slowed_down_curve_is_the_slowing():
+    t = np.arange(1, 61)
+    rise = lambda scale: np.minimum(100, 10 * t / scale)
+    with_ = np.array([rise(1.0), rise(1.1), rise(0.9)])
+    without = np.array([rise(3.0), rise(3.3), rise(2.7)])
+    value, low, high = campaign.speedup(without, with_, 90)
+    assert value == pytest.approx(3, rel=1e-3) and low < 3 < high and high - low < 1.5
+    assert campaign.speedup(with_, with_, 90)[0] == pytest.approx(1)
+    assert campaign.gain(without, with_, 6)[0] == pytest.approx(3, rel=0.01)
+    assert campaign.largest_gain(without, with_)[0] > 2.9
+
+
+def test_speedup_where_a_level_is_not_reached():
+    low, high = np.array([[10.0, 20.0], [10.0, 25.0]]), np.array([[50.0, 95.0], [60.0, 96.0]])
+    assert campaign.speedup(low, high, 90)[0] == float("inf") and campaign.speedup(high, low, 90)[0] == 0
+    assert np.isnan(campaign.speedup(low, low, 90)).all()
+    assert np.isnan(campaign.gain(np.zeros((2, 2)), high, 1)).all()
+
+
+def test_best_dimension_knows_ties():
+    clear = {64: np.array([90.0, 90.1, 89.9]), 128: np.array([97.0, 97.1, 96.9]), 256: np.array([95.0, 95.1, 94.9])}
+    top, p, ties = campaign.best(clear)
+    assert top == 128 and p < 0.05 and ties == []
+    noisy = clear | {256: np.array([92.0, 97.0, 101.0])}
+    top, p, ties = campaign.best(noisy)
+    assert top == 128 and p > 0.05 and ties == [256]
+    assert campaign.best({1: np.array([5.0]), 2: np.array([9.0])}) == (2, 1.0, [1])    # one seed decides nothing
+
+
+def test_a_full_campaign_takes_the_claims_over(place, small):
+    campaign.campaign("fusion", small, 1, progress=False)
+    assert json.loads((place / "fusion-lf" / "seed0.json").read_text())["claims"]
+    campaign.hand_over("fusion", {"fusion-paper200-lf"})
+    runs = results.read_runs(place)
+    assert runs and not any(r["claims"] for r in runs)
+
+
+def test_summaries_answer_the_comparing_claims(place, small):
+    for name in ("latent", "curriculum"):
+        for e in campaign.table(name, small, 2):
+            rng = np.random.default_rng(e.cfg.seed + e.cfg.latent)
+            m = {"sm_cdvae": float(80 + (e.cfg.latent == 128) * 9 + rng.random() / 20), "reconstruction": 1.0, "n": 8}
+            rise = [2.0, 60.0, 95.0, 99.0] if e.cfg.curriculum != "none" else [1.0, 30.0, 80.0, 99.0]
+            campaign.write(e, m, 1.0, curve={"val_exact": rise})
+        campaign.summarise(name, small, 2)
+    best = json.loads((place / "latent-best" / "summary.json").read_text())
+    assert best["claims"]["s1.best_dim"]["value"] == 128 and best["metrics"]["significant_all"] == 1
+    fast = json.loads((place / "curriculum-speedup" / "seed0.json").read_text())
+    assert fast["claims"]["f2b.speedup"]["value"] == pytest.approx((3 + 10 / 19) / (2 + 30 / 35))
+    assert list(campaign.stored("latent", small)) == [str(d) for d in campaign.DIMENSIONS]
+    assert "±" in campaign.overview(campaign.stored("latent", small), {"sm_cdvae": "SM"}).loc["128", "SM"]
