@@ -29,8 +29,9 @@ DIMENSIONS = (16, 32, 64, 128, 256, 512)
 PAPER_DIMENSIONS = (64, 128, 256)                                       # the three that the paper compares
 FUSIONS = {"lf": {"fusion": "late", "curriculum": "none"}, "ef": {"curriculum": "none"}, "efcl": {}}
 RAMPS = {33: 1 / 3, 67: 2 / 3, 100: 1.0}                                # % of the epochs in which the weight rises
-LEVELS = (50.0, 90.0, 96.8)                                             # SM (%) whose epoch is compared
-CLAIM_LEVEL = 90.0                                                      # the one that answers f2b.speedup
+LEVELS = (32.0, 50.0, 90.0, 96.8)                                       # SM (%) whose epoch is compared
+CLAIM_LEVEL = 32.0                                                      # answers f2b.speedup: where the paper's EF ends (Figure 2a)
+CURVE = "species coords lattice adjacency nce alpha val_exact val_cosine val_l2d val_joint_r2 seconds".split()      # kept per epoch
 VAL_CELLS = 500
 TEST_CELLS = 500                                                        # for SM; everything else on the whole test split
 
@@ -50,6 +51,11 @@ class Entry:
     @property
     def path(self):
         return results.RESULTS / self.experiment / f"{self.run}.json"
+
+    @property
+    def done(self):
+        """A run file of exactly this configuration is there; one of another configuration is replaced."""
+        return self.path.exists() and Config.from_dict(json.loads(self.path.read_text())["config"]) == self.cfg
 
 
 def tag_of(name, base):
@@ -93,11 +99,13 @@ def _curriculum(seeds):
 
 
 # ---- one run ------------------------------------------------------------------------------------
+def chosen(size, count):
+    """Indices of `count` of `size` cells, the same for every run."""
+    return np.sort(np.random.default_rng(0).permutation(size)[:count])
+
 
 def subset(tensors, count=VAL_CELLS):
-    """A fixed random subset of a split: the same cells for every run."""
-    pick = np.sort(np.random.default_rng(0).permutation(len(tensors["species"]))[:count])
-    return {k: t[torch.as_tensor(pick, device=t.device)] for k, t in tensors.items()}
+    return {k: t[torch.as_tensor(chosen(len(t), count), device=t.device)] for k, t in tensors.items()}
 
 
 @torch.no_grad()
@@ -131,10 +139,7 @@ def held_out_reconstruction(model, tensors, block=1024):
 def trained(cfg, splits, cells=None, checkpoint=None, progress=False, device="auto"):
     """Train on `cells` training cells (all by default); the history holds the proxies on val as val_exact, val_cosine, ..."""
     val = subset(splits.tensors["val"])
-
-    def on_epoch(model, epoch, record):
-        record |= {f"val_{k}": v for k, v in proxies(model, val).items()}
-
+    on_epoch = lambda model, epoch, record: record.update({f"val_{k}": v for k, v in proxies(model, val).items()})
     tensors = splits.tensors["train"] if cells is None else subset(splits.tensors["train"], cells)
     return train(cfg, tensors, splits.elements, checkpoint=checkpoint, every=5, device=device, on_epoch=on_epoch, progress=progress)
 
@@ -147,10 +152,9 @@ def same_run(cfg):
 def tested(model, splits):
     """metrics.evaluate on TEST_CELLS fixed test cells (StructureMatcher takes longer than a sweep's training), with
     alignment, joint R2 and exact composition of the whole test split in their place."""
-    cells, tensors = splits.crystals["test"], splits.tensors["test"]
-    pick = np.sort(np.random.default_rng(0).permutation(len(cells))[:TEST_CELLS])
-    m, _ = metrics.evaluate(model, subset(tensors, TEST_CELLS), cells.select(pick), processes=torch.get_num_threads())
-    whole = proxies(model, tensors)
+    cells, whole = splits.crystals["test"], proxies(model, splits.tensors["test"])
+    few, tensors = cells.select(chosen(len(cells), TEST_CELLS)), subset(splits.tensors["test"], TEST_CELLS)
+    m, _ = metrics.evaluate(model, tensors, few, processes=torch.get_num_threads())
     return m | {"exact_composition": whole.pop("exact"), "n_whole": len(cells)} | whole
 
 
@@ -164,16 +168,13 @@ def execute(entry, splits, progress=True, device="auto"):
     run = trained(entry.cfg, splits, checkpoint=state, progress=progress, device=device)
     m = tested(run.model, splits) | held_out_reconstruction(run.model, splits.tensors["test"])
     m |= {"parameters": sum(p.numel() for p in run.model.parameters())}
-    keys = ("species", "coords", "lattice", "adjacency", "nce", "alpha", "val_exact", "val_cosine", "val_l2d", "val_joint_r2", "seconds")
-    curve = {k: [float(f"{h[k]:.5g}") for h in run.history] for k in keys}
-    path = write(entry, m, run.seconds, curve=curve)
-    state.unlink(missing_ok=True)
-    state.with_suffix(".json").unlink(missing_ok=True)
+    path = write(entry, m, run.seconds, curve={k: [float(f"{h[k]:.5g}") for h in run.history] for k in CURVE})
+    for old in (state, state.with_suffix(".json")):
+        old.unlink(missing_ok=True)
     return path
 
 
-def labelled(value, split, cfg):
-    """A claim whose split says by which protocol: the paper's number comes from a longer schedule."""
+def labelled(value, split, cfg):       # the split says by which protocol: the paper's number comes from a longer schedule
     return {"value": value, "split": f"{split} ({cfg.name}, {cfg.epochs} epochs)"}
 
 
@@ -185,11 +186,10 @@ def write(entry, m, seconds, **extra):
 
 def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True):
     """Run what is missing; no new run starts after `minutes`. Returns the number of runs that are still missing."""
-    start, missing = time.time(), [e for e in table(name, base, seeds) if not e.path.exists()]
+    start, missing = time.time(), [e for e in table(name, base, seeds) if not e.done]
     splits = experiments.prepare(base) if missing else None
     for k, entry in enumerate(missing):
         if minutes and time.time() - start > 60 * minutes:
-            print(f"{minutes} minutes are over: {len(missing) - k} runs are missing; the same command goes on")
             return len(missing) - k
         m = json.loads(execute(entry, splits, progress).read_text())["metrics"]
         print(f"{k + 1}/{len(missing)} {entry.experiment}/{entry.run}: SM {m['sm_cdvae']:.2f} %, cosine {m['cosine']:.3f}", flush=True)
@@ -198,12 +198,14 @@ def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True):
 
 
 # ---- statistics of stored runs ------------------------------------------------------------------
-
 def stored(name, base=SWEEP):
-    """{variant: runs ordered by seed} of a campaign, from data/results; variants in the order of the table."""
+    """{variant: runs ordered by seed} of a campaign, from data/results; ValueError when a variant has none."""
     found, start = results.read_runs(results.RESULTS), len(f"{name}-{tag_of(name, base)}")
     groups = {e.experiment[start:]: [r for r in found if r["experiment"] == e.experiment] for e in table(name, base, 1)}
-    return {v: sorted(runs, key=lambda r: r["seed"]) for v, runs in groups.items() if runs}
+    missing = [v for v, runs in groups.items() if not runs]
+    if missing:
+        raise ValueError(f"no runs of {', '.join(missing)} in data/results; first run: python -m meidnet_core.campaign {name}")
+    return {v: sorted(runs, key=lambda r: r["seed"]) for v, runs in groups.items()}
 
 
 def values(runs, key):
@@ -238,10 +240,7 @@ def p_value(a, b):
 
 
 def best(samples, alpha=0.05):
-    """The highest mean of {key: values over seeds}: (key, p against the runner-up, keys that tie with it).
-
-    Ties: every key whose Welch p against the best, times the number of comparisons (Bonferroni), is at least alpha.
-    """
+    """The highest mean of {key: values over seeds}: (key, p against the runner-up, keys that tie: Bonferroni p >= alpha)."""
     order = sorted(samples, key=lambda k: -np.mean(samples[k]))
     p = {k: min(1.0, p_value(samples[order[0]], samples[k]) * (len(order) - 1)) for k in order[1:]}
     return order[0], p[order[1]] if p else 1.0, [k for k in order[1:] if p[k] >= alpha]
@@ -268,9 +267,7 @@ def speedup(without, with_, level):
     """
     mean = lambda c: np.mean([epochs_to(row, level) for row in c])
 
-    def ratio(a, b):
-        a, b = mean(a), mean(b)
-        return a / b if np.isfinite(b) else 0.0 if np.isfinite(a) else np.nan
+    ratio = lambda a, b: mean(a) / mean(b) if np.isfinite(mean(b)) else 0.0 if np.isfinite(mean(a)) else np.nan
     return interval(ratio, without, with_) if np.isfinite([mean(without), mean(with_)]).any() else (np.nan,) * 3
 
 
@@ -288,12 +285,10 @@ def largest_gain(without, with_, floor=2.0):
 
 
 # ---- what the campaigns answer ------------------------------------------------------------------
-
 def summarise(name, base=SWEEP, seeds=None):
     """Claims that compare variants, as run files of their own, and claims.csv."""
-    groups, tag = stored(name, base), tag_of(name, base)
     if answers(name, base):
-        {"latent": _best_dimension, "fusion": _first, "curriculum": _speedups}[name](groups, base, tag)
+        {"latent": _best_dimension, "fusion": _first, "curriculum": _speedups}[name](stored(name, base), base, tag_of(name, base))
         if base != SWEEP:
             hand_over(name, {e.experiment for e in table(name, base, seeds)})
     return results.write_claims()
@@ -315,9 +310,8 @@ def _compared(name, run, base, claims, m, seed, split, n, **config):
 def _best_dimension(groups, base, tag):
     """s1.best_dim among the paper's three dimensions; beside it among all, with the test against the runner-up."""
     m = {}
-    for text, dims in (("paper", PAPER_DIMENSIONS), ("all", DIMENSIONS)):
-        samples = {d: values(groups[str(d)], "sm_cdvae") for d in dims}
-        top, p, ties = best(samples)
+    for text, dims in (("paper", PAPER_DIMENSIONS), ("all", DIMENSIONS)):                 # exact: SM on the whole test split
+        top, p, ties = best({d: values(groups[str(d)], "exact_composition") for d in dims})
         m |= {f"best_of_{text}": top, f"p_runner_up_{text}": p, f"ties_{text}": ties, f"significant_{text}": int(not ties)}
     _compared(f"latent-{tag}best", "summary", base, {"s1.best_dim": m["best_of_paper"]}, m, None, "test",
               groups["128"][0]["n"], dimensions=list(PAPER_DIMENSIONS), seeds=len(groups["128"]))
@@ -326,7 +320,7 @@ def _best_dimension(groups, base, tag):
 def _first(groups, base, tag):
     """f2a.efcl_first, seed by seed: EF+CL has the highest cosine and the lowest L2 distance."""
     for rows in zip(*(groups[v] for v in FUSIONS)):
-        seed, score = rows[0]["seed"], {k: [r["metrics"][k] for r in rows] for k in ("cosine", "l2d", "sm_cdvae")}     # LF, EF, EF+CL
+        seed, score = rows[0]["seed"], {k: [r["metrics"][k] for r in rows] for k in ("cosine", "l2d", "exact_composition")}
         m = {f"{k}_first": int(v[2] < min(v[:2]) if k == "l2d" else v[2] > max(v[:2])) for k, v in score.items()}
         claims = {"f2a.efcl_first": m["cosine_first"] * m["l2d_first"]}
         _compared(f"fusion-{tag}first", f"seed{seed}", base, claims, m, seed, "test", rows[0]["n"])
@@ -352,7 +346,8 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     base = PRESETS[args.preset] if args.preset else SWEEP
-    campaign(args.campaign, base.with_(epochs=args.epochs) if args.epochs else base, args.seeds, args.minutes)
+    left = campaign(args.campaign, base.with_(epochs=args.epochs) if args.epochs else base, args.seeds, args.minutes)
+    print(f"{left} runs are missing; the same command goes on" if left else "complete")
 
 
 if __name__ == "__main__":

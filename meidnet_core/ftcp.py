@@ -3,7 +3,7 @@
     python -m meidnet_core.ftcp --dataset perov_5 --seed 0 --epochs 200
 
 Written after Ren et al., Matter 5, 314 (2022) and the settings of its code (PV-Lab/FTCP): representation, scaling,
-layers, loss, optimiser and decoding are theirs. What differs (`CHOICES`): rows of elements and properties that never occur,
+layers, loss, optimiser and decoding are theirs. What differs: rows of elements and properties that never occur,
 constant zeros, are left out; element properties are recomputed from pymatgen in the classes of CGCNN; the scaling is fitted
 on the training cells alone; an empty site between others is dropped (there it becomes hydrogen). A cell is taken as the file
 has it, pymatgen's site order included: FTCP has no canonical origin or order. The KL term is weak by design: 2 times a mean
@@ -25,8 +25,7 @@ RUNS = results.ROOT / "runs"                           # states of interrupted t
 POINTS, RADII, LATENT = 59, (1.297, 1.4), 256          # k points, radii in 1/angstrom (the second where the first holds too few)
 SETTINGS = {"latent": LATENT, "optimizer": "rmsprop", "lr": 5e-4, "lr_steps": (1e-4, 5e-5), "plateau": 0.3,
             "patience": 4, "lr_min": 1e-6, "batch": 256, "w_kl": 2.0, "w_prop": 10.0, "occupancy": 0.05, "k_points": POINTS}
-CHOICES = {"rows": "elements and properties that occur", "element_properties": "CGCNN classes from pymatgen",
-           "scaling": "min-max per row on train", "cells": "file order and origin"}
+CHOICES = {"element_properties": "CGCNN classes from pymatgen", "scaling": "min-max per row on train", "cells": "file order and origin"}
 CLAIMS = {"perov_5": "t1.perov5.ftcp", "carbon_24": "t1.carbon24.ftcp", "mp_20": "t1.mp20.ftcp"}
 
 

@@ -11,6 +11,25 @@ def principal(z):
     return u * s, s**2 / (s**2).sum()
 
 
+def explained(z, features, k=10):
+    """Share of the variance of latents (M, D) that features (M, P) determine: each z against the mean of its k nearest others.
+
+    Features are standardised. A share near 1: who knows the features knows the latent; unrelated features give about -1/k.
+    """
+    f = (features - features.mean(0)) / np.maximum(features.std(0), 1e-12)
+    square = (f**2).sum(1)
+    distance = square[:, None] + square[None] - 2 * f @ f.T
+    np.fill_diagonal(distance, np.inf)
+    near = np.argpartition(distance, k, axis=1)[:, :k]
+    return float(1 - ((z - z[near].mean(1)) ** 2).sum() / ((z - z.mean(0)) ** 2).sum())
+
+
+def element_features(numbers):
+    """One-hot elements of the three kinds of sites, (M, 5) -> (M, F): A, B, and counts over X."""
+    kinds = np.unique(numbers)
+    return np.concatenate([numbers[:, :1] == kinds, numbers[:, 1:2] == kinds, (numbers[:, 2:, None] == kinds).sum(1)], 1).astype(float)
+
+
 def random_latents(z, count, kind, seed=0):
     """`count` points near the joint latents z (M, D): kind "mixture" (of two of them) or "gaussian" (of their covariance).
 

@@ -93,6 +93,15 @@ def test_a_campaign_is_resumed_and_shares_equal_runs(place, small, capsys):
     assert not list(experiments.RUNS.glob("*"))                                        # states of finished runs are gone
 
 
+def test_a_run_of_another_configuration_is_replaced(place, small):
+    entry = campaign.table("latent", small, 1)[0]
+    m = {"sm_cdvae": 1.0, "n": 8}
+    campaign.write(entry, m, 1.0)
+    assert entry.done
+    other = campaign.Entry(entry.experiment, entry.cfg.with_(lr=0.1), entry.claims)
+    assert not other.done and not campaign.table("latent", small, 2)[-1].done
+
+
 def test_a_killed_training_goes_on(place, small, splits, monkeypatch):
     entry = campaign.table("latent", small.with_(epochs=7), 1)[0]
     whole = campaign.execute(entry, splits, progress=False).read_text()
@@ -201,13 +210,14 @@ def test_summaries_answer_the_comparing_claims(place, small):
     for name in ("latent", "curriculum"):
         for e in campaign.table(name, small, 2):
             rng = np.random.default_rng(e.cfg.seed + e.cfg.latent)
-            m = {"sm_cdvae": float(80 + (e.cfg.latent == 128) * 9 + rng.random() / 20), "reconstruction": 1.0, "n": 8}
+            sm = float(80 + (e.cfg.latent == 128) * 9 + rng.random() / 20)
+            m = {"sm_cdvae": sm, "exact_composition": sm, "reconstruction": 1.0, "n": 8}
             rise = [2.0, 60.0, 95.0, 99.0] if e.cfg.curriculum != "none" else [1.0, 30.0, 80.0, 99.0]
             campaign.write(e, m, 1.0, curve={"val_exact": rise})
         campaign.summarise(name, small, 2)
     best = json.loads((place / "latent-best" / "summary.json").read_text())
     assert best["claims"]["s1.best_dim"]["value"] == 128 and best["metrics"]["significant_all"] == 1
     fast = json.loads((place / "curriculum-speedup" / "seed0.json").read_text())
-    assert fast["claims"]["f2b.speedup"]["value"] == pytest.approx((3 + 10 / 19) / (2 + 30 / 35))
+    assert fast["claims"]["f2b.speedup"]["value"] == pytest.approx((2 + 2 / 50) / (1 + 30 / 58))        # epochs to 32 %
     assert list(campaign.stored("latent", small)) == [str(d) for d in campaign.DIMENSIONS]
     assert "±" in campaign.overview(campaign.stored("latent", small), {"sm_cdvae": "SM"}).loc["128", "SM"]

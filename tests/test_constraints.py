@@ -231,3 +231,12 @@ def test_principal_and_anion_sets(perovskites):
     crystals = perovskites(1)
     crystals.numbers[0, 2:] = [8, 7, 8]
     assert maps.anion_sets(crystals)[0] == "O2N"
+
+
+def test_explained_share_of_a_latent():
+    rng = np.random.default_rng(0)
+    f = rng.normal(size=(400, 2))
+    z = np.c_[np.cos(f[:, 0]), np.sin(f[:, 0]), f[:, 1]]             # a ring: no linear measure would see all of it
+    assert maps.explained(z, f) > 0.95
+    assert maps.explained(rng.normal(size=(400, 3)), f) == pytest.approx(-0.1, abs=0.05)
+    assert maps.element_features(np.array([[38, 22, 8, 8, 7]])).tolist() == [[0, 0, 0, 1] + [0, 0, 1, 0] + [1, 2, 0, 0]]
