@@ -139,11 +139,11 @@ def constrained_loss(weights, consistent=False):
 
 # ---- the experiment of Figure S4 ----------------------------------------------------------------
 
-# Small, without the noise that the long schedule of the preset needs, and with a light contrastive term: a schedule of this
-# length then passes LEVEL. What the preset may change later is fixed here.
+# The small model of the quick profile, on a schedule that should pass LEVEL before its end (14 epochs end below it, see the
+# lab notes). What the preset may change later is fixed here.
 CONFIG = IMPROVED.with_(
-    name="constraints", width=64, edge_width=32, batch=64, epochs=16, temperature=0.2, w_con=0.1, w_align=0.0, prop_head=False,
-    prop_l1=False, exchange=0.0, structure_only=0.0, dropout=0.0, latent_noise=0.0, label_noise=0.0)
+    name="constraints", width=64, edge_width=32, batch=64, epochs=22, temperature=0.2, w_con=0.3, w_align=0.0, prop_head=False,
+    prop_l1=False, exchange=0.0, structure_only=0.0, latent_noise=0.0, label_noise=0.0)
 # Perov-5 obeys roles and distance throughout. Charge and tolerance it mostly does not: their weights are as large as they can be
 # while the true crystal stays the optimum of cross-entropy (1/5 per site) plus constraint: 0.02 * 7 e + 0.1 * 0.42 < 0.2.
 WEIGHTS = {"charge": 0.02, "roles": 1.0, "distance": 1.0, "tolerance": 0.1}
@@ -244,13 +244,12 @@ def claims_of(free, bound):
     """Rows of paper.csv from one seed's two regimes.
 
     Faster and narrower are decided by more than what the measurement resolves: a quarter epoch (the distance between
-    looks), and 2 % of the latents (two standard errors of a count). No claim where a regime never reached LEVEL.
+    looks), and 2 % of the latents (two standard errors of a count). None where a regime never reached LEVEL: nothing equal to compare.
     """
-    claims = {"s4.narrower": float(bound["mixture"]["distinct"] < free["mixture"]["distinct"] - 40)}
-    if None not in (free["epochs_to_level"], bound["epochs_to_level"]):
-        claims |= {"s4.faster": float(bound["epochs_to_level"] < free["epochs_to_level"] - 0.25),
-                   "s4.sm_level": (free["sm"] + bound["sm"]) / 2}
-    return claims
+    if None in (free["epochs_to_level"], bound["epochs_to_level"]):
+        return {}
+    return {"s4.narrower": float(bound["mixture"]["distinct"] < free["mixture"]["distinct"] - 40),
+            "s4.faster": float(bound["epochs_to_level"] < free["epochs_to_level"] - 0.25), "s4.sm_level": (free["sm"] + bound["sm"]) / 2}
 
 
 def shares(crystals):

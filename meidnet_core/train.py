@@ -99,12 +99,13 @@ def train_epoch(model, average, optimizer, tensors, cfg, epoch, objective=total_
 
 
 def train(cfg, tensors, elements, checkpoint=None, every=10, device="auto", on_epoch=None, stop_after=None, compiled=False,
-          progress=True):
+          progress=True, objective=total_loss):
     """Train from scratch, or go on from `checkpoint` when that file exists.
 
     tensors: data.to_tensors of the training split. checkpoint: path of a .safetensors file, written
     every `every` epochs and at the end. on_epoch(model, epoch, record) may add to the record and
     return True to stop early. stop_after: leave after that many epochs as a kill would (finished=False).
+    objective(model, batch, alpha) -> (loss, terms): what is minimised (constraints.py adds terms).
     compiled: torch.compile the step (needs a C++ compiler; on a CPU it costs 40 s and gains nothing, see lab notes).
     Raises ValueError when the loss is not finite, or the checkpoint belongs to another configuration.
     """
@@ -114,7 +115,7 @@ def train(cfg, tensors, elements, checkpoint=None, every=10, device="auto", on_e
     model = MEIDNet(cfg, shape_of(tensors, elements, cfg)).to(device)
     average = copy.deepcopy(model).requires_grad_(False) if cfg.ema else None
     optimizer, run, first = make_optimizer(model, cfg), Run(model), 0
-    objective = torch.compile(total_loss, dynamic=False) if compiled else total_loss
+    objective = torch.compile(objective, dynamic=False) if compiled else objective
     if checkpoint and os.path.exists(checkpoint):
         first = load_state(checkpoint, run, model, average, optimizer)
     for epoch in bar(range(first, cfg.epochs), cfg, first, progress):
