@@ -73,7 +73,7 @@ def wilson(hits, n, z=1.96):
     """95 % score interval of a proportion of hits out of n (Wilson 1927): (low, high)."""
     p, shrink = hits / n, 1 + z**2 / n
     centre, half = (p + z**2 / (2 * n)) / shrink, z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / shrink
-    return float(max(centre - half, 0)), float(min(centre + half, 1))
+    return float(max(min(centre - half, p), 0)), float(min(max(centre + half, p), 1))       # p stays inside, whatever the last bit says
 
 
 def _checked(score, label):

@@ -84,6 +84,7 @@ def test_calibrated_confidence_has_a_small_error_and_overconfidence_a_large_one(
 def test_wilson_interval_against_known_values():
     assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
     assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
+    assert all(low <= h / n <= high for n in range(1, 200) for h in (0, n) for low, high in [wilson(h, n)])
     assert wilson(10, 10)[1] == 1.0 and wilson(10, 10)[0] > wilson(5, 5)[0]
 
 
