@@ -154,10 +154,9 @@ def navigation(path, plane, target):
     return fig
 
 
-def table1_bars(frame, datasets):
+def table1_bars(frame, datasets, methods):
     """Match rates per data set: measured here (bars, spread over seeds) and published (diamonds), from table1.table()."""
     fig, axes = plt.subplots(1, len(datasets), figsize=(9.5, 4.2), sharey=True)
-    methods = list(dict.fromkeys(frame["method"]))
     colours = dict(zip(methods, ("#bbbbbb", "#888888", ORANGE, PURPLE, SKY, GREEN, BLUE)))
     colours["MEIDNet"] = BLUE
     for ax, (key, title) in zip(np.atleast_1d(axes), datasets.items()):
@@ -168,7 +167,7 @@ def table1_bars(frame, datasets):
         for value, at in zip(rows["SM here (%)"], y):
             if np.isfinite(value):
                 ax.text(1, at, f"{value:.1f}", va="center", fontsize=9, bbox={"facecolor": "white", "alpha": 0.85, "pad": 1, "lw": 0})
-        ax.set(title=title, xlim=(0, 101), xlabel="structure matching (%)")
+        ax.set(title=title, xlim=(0, 105), xlabel="structure matching (%)")
         ax.set_yticks(y, [m.replace(" (", "\n(").replace("training cell of", "training cell\nof") for m in methods], fontsize=8.5)
     np.atleast_1d(axes)[0].legend(loc="lower left", bbox_to_anchor=(-1.0, -0.22), fontsize=9)
     fig.tight_layout()

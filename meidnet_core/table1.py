@@ -12,6 +12,8 @@ METHODS = [("random sites (oracle: true composition and lattice)", "trivial/{}",
            ("FTCP", "{}-ftcp", ""), ("CDVAE, small stand-in of ours", "{}-cdvae-small", ""),
            ("MEIDNet, one flow, no memory", "{}-flow", "one_flow_"), ("MEIDNet", "{}-flow", ""), ("MEIDNet", "{}-production", "")]
 
+ORDER = [*(m for m, _, _ in METHODS[:4]), "CDVAE", "MEIDNet, one flow, no memory", "MEIDNet"]
+
 
 def runs_of(runs, experiment):
     """Runs of "folder" or of "folder/run"."""
@@ -48,7 +50,6 @@ def table(runs=None):
     published = pd.read_csv(PUBLISHED).rename(columns={"sm": "published SM (%)", "rmse": "published RMSE"}).drop(columns="source")
     ours = measured(runs).rename(columns={"sm": "SM here (%)", "sm_sd": "sd", "sm_default": "SM default (%)", "rmse": "RMSE here"})
     both = ours.merge(published, how="outer", on=["method", "dataset"])
-    order = list(dict.fromkeys(m for m, _, _ in METHODS[:4])) + ["CDVAE", "MEIDNet, one flow, no memory", "MEIDNet"]
-    both["rank"] = both["method"].map(order.index)
+    both["rank"] = both["method"].map(ORDER.index)
     both["set"] = both["dataset"].map(list(DATASETS).index)
     return both.sort_values(["set", "rank"]).drop(columns=["rank", "set"]).reset_index(drop=True)
