@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from . import checkpoint, crystal, data, matching, results
+from .experiments import RUNS
 from .train import bar
 
-RUNS = results.ROOT / "runs"                           # states of interrupted trainings, git-ignored
 POINTS, RADII, LATENT = 59, (1.297, 1.4), 256          # k points, radii in 1/angstrom (the second where the first holds too few)
 SETTINGS = {"latent": LATENT, "optimizer": "rmsprop", "lr": 5e-4, "lr_steps": (1e-4, 5e-5), "plateau": 0.3,
             "patience": 4, "lr_min": 1e-6, "batch": 256, "w_kl": 2.0, "w_prop": 10.0, "occupancy": 0.05, "k_points": POINTS}
@@ -314,12 +314,9 @@ def reconstruct(model, layout, tensors, threshold=SETTINGS["occupancy"], block=5
 
 def evaluate(predicted, true, processes=None):
     """SM and RMSE at both sets of tolerances (matching.py), and what a match needs first: the composition."""
-    out = {"composition": 100 * float(np.mean([sorted(p[1]) == sorted(t[1]) for p, t in zip(predicted, true)])),
+    out = {"composition": 100 * float(matching.same_composition(predicted, true).mean()),
            "atoms": 100 * float(np.mean([len(p[1]) == len(t[1]) for p, t in zip(predicted, true)]))}
-    for name, tolerances in matching.TOLERANCES.items():
-        found = matching.summary(matching.match(predicted, true, tolerances, processes))
-        out |= {f"{k}_{name}": v for k, v in found.items() if v is not None}
-    return out
+    return out | {k: v for k, v in matching.score(predicted, true, processes)[0].items() if v is not None}
 
 
 def prepare(dataset):

@@ -79,6 +79,17 @@ def summary(rms):
     return {"sm": 100 * hit.mean(), "rmse": float(rms[hit].mean()) if hit.any() else None}
 
 
+def score(predicted, true, processes=None):
+    """Both sets of tolerances: ({sm_cdvae, rmse_cdvae, sm_default, rmse_default}, {name: RMS distances (M,)})."""
+    rms = {name: match(predicted, true, tolerances, processes) for name, tolerances in TOLERANCES.items()}
+    return {f"{k}_{name}": v for name, r in rms.items() for k, v in summary(r).items()}, rms
+
+
+def same_composition(predicted, true):
+    """(M,) bool: the elements are right, whatever their places. A match needs that first."""
+    return np.array([sorted(p[1]) == sorted(t[1]) for p, t in zip(predicted, true, strict=True)])
+
+
 # ---- what a match rate can and cannot tell: trivial predictions ---------------------------------
 
 def trivial(crystals, kind, seed=0, lattice=None):

@@ -75,8 +75,7 @@ def evaluate(model, tensors, crystals, processes=None, sample=False):
     cells = matching.true_cells(crystals)
     e = encode(model, tensors)
     predicted, confidence, raw = decode(model, e["z"], model.shape.elements, sample)
-    rms = {name: matching.match(predicted, cells, tol, processes) for name, tol in matching.TOLERANCES.items()}
-    out = {f"{k}_{name}": v for name, r in rms.items() for k, v in matching.summary(r).items()}
+    out, rms = matching.score(predicted, cells, processes)
     same = (raw["species"] == tensors["species"]).cpu().numpy()
     real = tensors["mask"].cpu().numpy() > 0
     out |= {"exact_composition": 100 * float((same | ~real).all(1).mean()), "site_accuracy": 100 * float(same[real].mean()),
@@ -117,9 +116,7 @@ def baselines(crystals, train, n=800, seed=0, processes=None):
         mean_cell, true = train.lattice.mean(0), matching.true_cells(few)
         for kind in ("prototype", "swapped", "wrong_element", "random_coords"):
             cells = matching.trivial(few, kind, seed, mean_cell if kind == "prototype" else None)
-            for name, tol in matching.TOLERANCES.items():
-                s = matching.summary(matching.match(cells, true, tol, processes))
-                out |= {f"{kind}_sm_{name}": s["sm"], f"{kind}_rmse_{name}": s["rmse"]}
+            out |= {f"{kind}_{k}": v for k, v in matching.score(cells, true, processes)[0].items()}
     out["mean_lattice_mae"] = float(np.abs(crystals.lattice[:, :3] - train.lattice[:, :3].mean(0)).mean())
     for i, label in enumerate(crystals.label_names):
         out[f"{label}_mean_mae"] = regression(np.full(len(crystals), np.nanmean(train.labels[:, i])), crystals.labels[:, i])["mae"]

@@ -102,11 +102,11 @@ def test_reconstruct_gives_a_cell_per_latent_and_score_counts_them(trained):
     z = large_cells.encode(model, groups)
     cells, left, confidence = large_cells.reconstruct(model, z, draws=1, steps=2, refine_steps=1, progress=False)
     assert len(cells) == len(crystals) == len(left) and (confidence <= 1).all()
-    m = large_cells.score(cells, crystals, 1)
+    m = large_cells.score(cells, crystals, 1)[0]
     assert m["n"] == len(crystals) and 0 <= m["sm_cdvae"] <= 100
-    perfect = large_cells.score(matching.true_cells(crystals), crystals, 1)
+    perfect = large_cells.score(matching.true_cells(crystals), crystals, 1)[0]
     assert perfect["sm_default"] == perfect["exact_composition"] == 100
-    assert large_cells.score([None] * len(crystals), crystals, 1)["sm_cdvae"] == 0
+    assert large_cells.score([None] * len(crystals), crystals, 1)[0]["sm_cdvae"] == 0
 
 
 def test_roles_put_equal_counts_into_every_order():
