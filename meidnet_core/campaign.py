@@ -1,4 +1,4 @@
-"""Campaigns: the trainings behind Figure S1 (latent), Figure 2a (fusion) and Figure 2b (curriculum), and their statistics.
+"""Campaigns: the trainings behind Figure S1 (latent), Figure 2a (fusion) and Figure 2b (curriculum); `seeds.py` compares them.
 
     python -m meidnet_core.campaign latent                                        # `sweep`: about a minute a run, one CPU thread
     python -m meidnet_core.campaign fusion --preset paper --epochs 200 --seeds 5  # the protocol of the paper (GPU)
@@ -18,6 +18,7 @@ import torch
 
 from . import experiments, losses, metrics, results
 from .config import IMPROVED, PRESETS, Config
+from .seeds import best, curves, epochs_to, largest_gain, values
 from .train import train
 
 # About 75 s a run on one CPU thread, in place of the 500 (Figure S1) and 200 (Figure 2a) epochs of the paper. Without the
@@ -196,7 +197,6 @@ def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True):
     return 0
 
 
-# ---- statistics of stored runs ------------------------------------------------------------------
 def stored(name, base=SWEEP):
     """{variant: runs ordered by seed} of a campaign, from data/results; ValueError when a variant has none."""
     found, start = results.read_runs(results.RESULTS), len(f"{name}-{tag_of(name, base)}")
@@ -205,82 +205,6 @@ def stored(name, base=SWEEP):
     if missing:
         raise ValueError(f"no runs of {', '.join(missing)} in data/results; first run: python -m meidnet_core.campaign {name}")
     return {v: sorted(runs, key=lambda r: r["seed"]) for v, runs in groups.items()}
-
-
-def values(runs, key):
-    """A metric of the test split over seeds, (S,)."""
-    return np.array([r["wall_time_s"] if key == "seconds" else r["metrics"][key] for r in runs], float)
-
-
-def curves(runs, key="val_exact"):
-    """A quantity per epoch, (S, epochs); entry k is taken after k + 1 epochs."""
-    return np.array([r["curve"][key] for r in runs], float)
-
-
-def spread(samples):
-    """Standard deviation over seeds (axis 0); 0 for a single seed."""
-    return np.std(samples, 0, ddof=1) if len(samples) > 1 else np.zeros(np.shape(samples)[1:])
-
-
-def overview(groups, keys):
-    """DataFrame of "mean ± sd" over seeds; groups {variant: runs}, keys {metric: column title}."""
-    import pandas as pd
-    text = lambda v: f"{v.mean():.4g}" + (f" ± {spread(v):.2g}" if np.ptp(v) > 0 else "")
-    rows = {v: {"seeds": len(runs)} | {title: text(values(runs, k)) for k, title in keys.items()} for v, runs in groups.items()}
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def p_value(a, b):
-    """Two-sided Welch test of two samples over seeds; 1 when a sample is too small to tell."""
-    from scipy.stats import ttest_ind
-    if min(len(a), len(b)) < 2 or np.ptp([*a, *b]) == 0:
-        return 1.0
-    return 0.0 if np.ptp(a) == 0 and np.ptp(b) == 0 else float(ttest_ind(a, b, equal_var=False).pvalue)
-
-
-def best(samples, alpha=0.05):
-    """The highest mean of {key: values over seeds}: (key, p against the runner-up, keys that tie: Bonferroni p >= alpha)."""
-    order = sorted(samples, key=lambda k: -np.mean(samples[k]))
-    p = {k: min(1.0, p_value(samples[order[0]], samples[k]) * (len(order) - 1)) for k in order[1:]}
-    return order[0], p[order[1]] if p else 1.0, [k for k in order[1:] if p[k] >= alpha]
-
-
-def epochs_to(curve, level):
-    """Epochs until a curve (epochs,) first reaches `level`, linear between epochs, 0 before the first; inf if never."""
-    y = np.concatenate([[0.0], curve])
-    k = int(np.argmax(y >= level))
-    return k - 1 + (level - y[k - 1]) / (y[k] - y[k - 1]) if y[k] >= level and k else float("inf")
-
-
-def interval(statistic, *samples, draws=2000, seed=0):
-    """(value, low, high): 95 % bootstrap interval over seeds of statistic(*samples), each sample (S, ...)."""
-    rng = np.random.default_rng(seed)
-    drawn = [statistic(*(s[rng.integers(len(s), size=len(s))] for s in samples)) for _ in range(draws)]
-    return float(statistic(*samples)), *(float(q) for q in np.nanquantile(drawn, [0.025, 0.975], method="nearest"))
-
-
-def speedup(without, with_, level):
-    """Definition (a): epochs to reach `level` % without over with curriculum, (value, low, high) from curves (S, epochs).
-
-    Mean epochs over seeds. NaN when neither reaches the level; inf when only the curriculum does.
-    """
-    mean = lambda c: np.mean([epochs_to(row, level) for row in c])
-
-    ratio = lambda a, b: mean(a) / mean(b) if np.isfinite(mean(b)) else 0.0 if np.isfinite(mean(a)) else np.nan
-    return interval(ratio, without, with_) if np.isfinite([mean(without), mean(with_)]).any() else (np.nan,) * 3
-
-
-def gain(without, with_, epoch):
-    """Definition (b): SM after `epoch` epochs, with over without curriculum, (value, low, high)."""
-    a, b = without[:, epoch - 1], with_[:, epoch - 1]
-    return interval(lambda a, b: b.mean() / a.mean() if a.mean() > 0 else np.nan, a, b) if a.mean() > 0 else (np.nan,) * 3
-
-
-def largest_gain(without, with_, floor=2.0):
-    """Most favourable epoch for the curriculum under (b): (ratio, epoch), where the run without has at least `floor` %."""
-    a = without.mean(0)
-    ratio = np.where(a >= floor, with_.mean(0) / np.maximum(a, 1e-9), 0.0)
-    return float(ratio.max()), int(ratio.argmax()) + 1
 
 
 # ---- what the campaigns answer ------------------------------------------------------------------

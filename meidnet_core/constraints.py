@@ -23,6 +23,7 @@ from .experiments import RUNS, prepare
 from .ions import COMMON, tables
 from .losses import total_loss
 from .model import MEIDNet
+from .seeds import crossing
 from .train import bar, make_optimizer, shape_of, train_epoch
 
 SHORTEST = 1.3                 # angstrom; the closest two atoms of Perov-5 are 1.34 apart
@@ -183,11 +184,9 @@ class Watch:
 
 
 def epochs_to(curve, level=LEVEL):
-    """Epochs at which a curve first reaches a level, linear between looks; None when it never does."""
-    for (t0, y0), (t1, y1) in zip([(0.0, 0.0), *curve], curve):
-        if y1 >= level:
-            return t0 + (t1 - t0) * (level - y0) / (y1 - y0)
-    return None
+    """Epochs at which a curve first reaches a level, see seeds.crossing; None (JSON has no inf) when it never does."""
+    epochs = crossing(curve, level)
+    return epochs if np.isfinite(epochs) else None
 
 
 def learn(cfg, splits, objective, train_cells=None, progress=True):

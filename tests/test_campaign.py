@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from meidnet_core import campaign, experiments, results
+from meidnet_core import campaign, experiments, results, seeds
 from meidnet_core.config import PAPER
 
 
@@ -159,43 +159,7 @@ def test_the_subset_is_fixed(splits):
     assert len(campaign.subset(splits.tensors["val"], 100)["species"]) == 10
 
 
-# ---- statistics ---------------------------------------------------------------------------------
-
-
-def test_epochs_to_interpolates_and_tells_when_never():
-    assert campaign.epochs_to([20.0, 60.0, 90.0], 40) == pytest.approx(1.5)
-    assert campaign.epochs_to([20.0, 60.0, 90.0], 10) == pytest.approx(0.5)
-    assert campaign.epochs_to([20.0, 60.0, 40.0, 70.0], 60) == pytest.approx(2)       # the first time
-    assert campaign.epochs_to([20.0, 60.0], 61) == float("inf")
-
-
-def test_speedup_of_a_slowed_down_curve_is_the_slowing():
-    t = np.arange(1, 61)
-    rise = lambda scale: np.minimum(100, 10 * t / scale)
-    with_ = np.array([rise(1.0), rise(1.1), rise(0.9)])
-    without = np.array([rise(3.0), rise(3.3), rise(2.7)])
-    value, low, high = campaign.speedup(without, with_, 90)
-    assert value == pytest.approx(3, rel=1e-3) and low < 3 < high and high - low < 1.5
-    assert campaign.speedup(with_, with_, 90)[0] == pytest.approx(1)
-    assert campaign.gain(without, with_, 6)[0] == pytest.approx(3, rel=0.01)
-    assert campaign.largest_gain(without, with_)[0] > 2.9
-
-
-def test_speedup_where_a_level_is_not_reached():
-    low, high = np.array([[10.0, 20.0], [10.0, 25.0]]), np.array([[50.0, 95.0], [60.0, 96.0]])
-    assert campaign.speedup(low, high, 90)[0] == float("inf") and campaign.speedup(high, low, 90)[0] == 0
-    assert np.isnan(campaign.speedup(low, low, 90)).all()
-    assert np.isnan(campaign.gain(np.zeros((2, 2)), high, 1)).all()
-
-
-def test_best_dimension_knows_ties():
-    clear = {64: np.array([90.0, 90.1, 89.9]), 128: np.array([97.0, 97.1, 96.9]), 256: np.array([95.0, 95.1, 94.9])}
-    top, p, ties = campaign.best(clear)
-    assert top == 128 and p < 0.05 and ties == []
-    noisy = clear | {256: np.array([92.0, 97.0, 101.0])}
-    top, p, ties = campaign.best(noisy)
-    assert top == 128 and p > 0.05 and ties == [256]
-    assert campaign.best({1: np.array([5.0]), 2: np.array([9.0])}) == (2, 1.0, [1])    # one seed decides nothing
+# ---- what the campaigns answer ------------------------------------------------------------------
 
 
 def test_a_full_campaign_takes_the_claims_over(place, small):
@@ -220,4 +184,4 @@ def test_summaries_answer_the_comparing_claims(place, small):
     fast = json.loads((place / "curriculum-speedup" / "seed0.json").read_text())
     assert fast["claims"]["f2b.speedup"]["value"] == pytest.approx((2 + 2 / 50) / (1 + 30 / 58))        # epochs to 32 %
     assert list(campaign.stored("latent", small)) == [str(d) for d in campaign.DIMENSIONS]
-    assert "±" in campaign.overview(campaign.stored("latent", small), {"sm_cdvae": "SM"}).loc["128", "SM"]
+    assert "±" in seeds.overview(campaign.stored("latent", small), {"sm_cdvae": "SM"}).loc["128", "SM"]
