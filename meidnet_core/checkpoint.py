@@ -53,7 +53,7 @@ def load_model(path, device="cpu"):
     """(model in eval mode, meta) from `save_model`."""
     tensors, meta = read(path)
     try:
-        shape = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["shape"].items()}
+        shape = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["shape"].items()}      # features: rows stay lists
         model = MEIDNet(Config.from_dict(meta["config"]), Shape(**shape))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its header describes no model of this version ({type(error).__name__}: {error}).") from error

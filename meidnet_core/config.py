@@ -24,6 +24,9 @@ class Config:
     pool_heads: int = 0                    # weighted means over sites instead of one mean (eq. iv); 0: the mean
     site_init: bool = False                # decoder: one linear map per site from z, instead of z + site query
     dropout: float = 0.0
+    descriptors: bool = False              # elements enter and leave through ions.descriptors plus a residual of their own
+    partial: bool = False                  # the property encoder takes any subset of the labels and is told which are known
+    label_drop: float = 0.0                # fraction of labels hidden from the property encoder while training (partial)
     # targets and losses
     normalize: bool = False                # standardise lattice and labels with training statistics
     w_lattice: float = 1.0
@@ -95,4 +98,9 @@ IMPROVED = Config(
 # labels it was given, and an explicit pull between paired embeddings. The model that is published (lab notes: why).
 PRODUCTION = IMPROVED.with_(name="production", prop_head=True, prop_l1=True, exchange=0.5, w_align=3.0, w_species=2.0, epochs=64)
 
-PRESETS = {"paper": PAPER, "improved": IMPROVED, "production": PRODUCTION}
+# Perov-5 and OQMD together (oqmd.py): labels of three theories, each with a column of its own, any subset of them known.
+EXTENDED = PRODUCTION.with_(
+    name="extended", dataset="extended", labels=("dir_gap", "heat_all", "pbe_gap", "delta_e", "stability"), descriptors=True,
+    partial=True, label_drop=0.3, epochs=40)
+
+PRESETS = {"paper": PAPER, "improved": IMPROVED, "production": PRODUCTION, "extended": EXTENDED}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import checkpoint, data, metrics, results
+from . import checkpoint, data, ions, metrics, oqmd, results
 from .config import PRESETS, PRODUCTION, Config
 from .design import navigate
 from .train import pick_device, train
@@ -44,7 +44,7 @@ class Splits:
 def prepare(cfg, device="auto"):
     """Load, log the missing labels, move to the device. All splits are padded to the same number of sites."""
     device = pick_device(device)
-    crystals = {s: data.load(cfg.dataset, s, cfg.split_scheme) for s in data.SPLITS}
+    crystals = {s: oqmd.load(s) if cfg.dataset == "extended" else data.load(cfg.dataset, s, cfg.split_scheme) for s in data.SPLITS}
     elements = data.vocabulary(*crystals.values())
     sites = max(c.numbers.shape[1] for c in crystals.values())
     tensors = {s: data.to_tensors(c, elements, cfg.labels, device, cfg.cutoff, sites) for s, c in crystals.items()}
@@ -85,7 +85,8 @@ def model_for(cfg, splits, fresh=False, device="auto", progress=True):
     if fresh:
         state.unlink(missing_ok=True)
     origin = f"continued from runs/{state.name}" if state.exists() else "trained in this run"
-    run = train(cfg, splits.tensors["train"], splits.elements, checkpoint=state, device=device, progress=progress)
+    features = ions.descriptors(splits.elements) if cfg.descriptors else ()
+    run = train(cfg, splits.tensors["train"], splits.elements, checkpoint=state, device=device, progress=progress, features=features)
     return run.model, run.history, run.seconds, origin
 
 
@@ -189,7 +190,7 @@ def record_workflow(cfg, target=(1.2, -0.025), count=1000, steps=150):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", choices=[*PRESETS, "data", "workflow", "card"], help="a configuration to train, or what else to record")
-    parser.add_argument("--dataset", default="perov_5", choices=list(data.LABELS))
+    parser.add_argument("--dataset", choices=list(data.LABELS), help="default: that of the preset")
     parser.add_argument("--split-scheme", default="cdvae", choices=["cdvae", "grouped"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
@@ -199,8 +200,8 @@ def main():
     if args.preset in other:
         other[args.preset]()
         return results.write_claims()
-    cfg = PRESETS[args.preset].with_(dataset=args.dataset, labels=tuple(data.LABELS[args.dataset]),
-                                     split_scheme=args.split_scheme, seed=args.seed)
+    cfg = PRESETS[args.preset].with_(split_scheme=args.split_scheme, seed=args.seed)
+    cfg = cfg.with_(dataset=args.dataset, labels=tuple(data.LABELS[args.dataset])) if args.dataset else cfg
     cfg = cfg.with_(epochs=args.epochs) if args.epochs else cfg
     splits, start = prepare(cfg), time.time()
     model, history, seconds, origin = model_for(cfg, splits)

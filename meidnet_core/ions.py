@@ -76,3 +76,25 @@ def tables(elements, device="cpu", common=COMMON):
     order = torch.tensor(np.maximum(chi[:, None] - chi[None], 0), dtype=torch.float32)
     radius = torch.tensor(_radii(elements, states), dtype=torch.float32)
     return Tables(*(t.to(device) for t in (cation, anion, charge, order, radius)))
+
+
+def descriptors(elements):
+    """Rows of standardised descriptors, one per element (tuple of tuples): what similar elements share.
+
+    Group, row, block, electronegativity, radii (atomic, Shannon as A, B, X), ionisation energy, electron affinity, molar volume,
+    commonest positive and negative oxidation state. A missing value becomes the mean: 0 after standardisation.
+    """
+    import warnings
+
+    from pymatgen.core import Element
+    states = oxidation_states()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                              # pymatgen announces every value it lacks
+        plain = [[e.group, e.row, *(e.block == b for b in "spdf"), e.X, e.atomic_radius_calculated or e.atomic_radius,
+                  e.ionization_energy, e.electron_affinity, e.molar_volume] for e in map(Element, elements)]
+    most = [[max((q for q in states.get(e, ()) if q > 0), default=0), min((q for q in states.get(e, ()) if q < 0), default=0)]
+            for e in elements]
+    rows = np.hstack([np.array(plain, float), _radii(elements, states).T, most])
+    spread = np.nanstd(rows, 0)
+    rows = np.nan_to_num((rows - np.nanmean(rows, 0)) / np.where(spread > 0, spread, 1))
+    return tuple(tuple(round(float(v), 4) for v in row) for row in rows)

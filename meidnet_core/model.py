@@ -20,10 +20,44 @@ class Shape:
     lattice_std: tuple = (1.0,) * 6
     label_mean: tuple = (0.0, 0.0)
     label_std: tuple = (1.0, 1.0)
+    features: tuple = ()                    # descriptors of the elements, one row each (cfg.descriptors)
 
     @property
     def classes(self):
         return len(self.elements) + int(self.padded)
+
+
+class ElementTable(nn.Module):
+    """A vector per element, (S, H): a map of its descriptors plus a residual that starts at zero.
+
+    An element that training never shows keeps the residual zero and is what its neighbours in the periodic table make of it.
+    """
+
+    def __init__(self, cfg, shape):
+        super().__init__()
+        rows = torch.tensor(shape.features, dtype=torch.float32)
+        if rows.dim() != 2 or len(rows) != len(shape.elements):
+            raise ValueError(f"descriptors for {len(rows)} elements, the vocabulary has {len(shape.elements)}: see ions.descriptors")
+        self.register_buffer("rows", F.pad(rows, (0, 0, 0, shape.classes - len(rows))))
+        self.map, self.own = mlp(rows.shape[1], cfg.width, cfg.width), nn.Parameter(torch.zeros(shape.classes, cfg.width))
+
+    def weight(self):
+        return self.map(self.rows) + self.own                                               # (S, H)
+
+    def forward(self, species):
+        """Indices (B, N), or probabilities (B, N, S), to features (B, N, H)."""
+        return species @ self.weight() if species.is_floating_point() else self.weight()[species]
+
+
+class ElementScores(nn.Module):
+    """Logits (B, N, S) from node features: their product with the vectors of an ElementTable."""
+
+    def __init__(self, cfg, shape):
+        super().__init__()
+        self.query, self.table = mlp(cfg.width, cfg.width, cfg.width), ElementTable(cfg, shape)
+
+    def forward(self, h):
+        return self.query(h) @ self.table.weight().T
 
 
 class CrystalEncoder(nn.Module):
@@ -33,7 +67,7 @@ class CrystalEncoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         attributes = cfg.rbf + 1 if cfg.rbf else 0
-        self.embed = nn.Embedding(shape.classes, cfg.width)
+        self.embed = ElementTable(cfg, shape) if cfg.descriptors else nn.Embedding(shape.classes, cfg.width)
         self.egnn = EGNN(cfg.blocks, cfg.width, edge_width=cfg.edge_width, edge_attributes=attributes,
                          residual=cfg.residual, length=cfg.cutoff, dropout=cfg.dropout)
         self.lattice = mlp(6, cfg.width, cfg.width)
@@ -80,7 +114,7 @@ class CrystalDecoder(nn.Module):
         self.query = nn.Parameter(torch.randn(shape.sites, cfg.width) * 0.5)
         self.anchor = nn.Parameter(torch.rand(shape.sites, 3))
         self.egnn = EGNN(cfg.blocks, cfg.width, edge_width=cfg.edge_width, residual=cfg.residual, dropout=cfg.dropout)
-        self.species = mlp(cfg.width, cfg.width, shape.classes)
+        self.species = ElementScores(cfg, shape) if cfg.descriptors else mlp(cfg.width, cfg.width, shape.classes)
         self.left, self.right = nn.Linear(cfg.width, cfg.edge_width), nn.Linear(cfg.width, cfg.edge_width)
         self.adjacency = nn.Linear(cfg.edge_width, 1)
         self.lattice = mlp(cfg.latent, cfg.width, 6)
@@ -119,7 +153,7 @@ class MEIDNet(nn.Module):
     def __init__(self, cfg, shape):
         super().__init__()
         self.cfg, self.shape = cfg, shape
-        widths = [len(cfg.labels)] if cfg.fusion == "early" else [1] * len(cfg.labels)
+        widths = [len(cfg.labels) * (1 + cfg.partial)] if cfg.fusion == "early" else [1] * len(cfg.labels)
         self.encoder, self.decoder = CrystalEncoder(cfg, shape), CrystalDecoder(cfg, shape)
         self.prop_encoders = nn.ModuleList(mlp(w, cfg.width, cfg.width, cfg.latent) for w in widths)
         self.project_c = mlp(cfg.latent, cfg.latent, cfg.latent)
@@ -148,14 +182,16 @@ class MEIDNet(nn.Module):
     def embed_properties(self, labels):
         """Standardised labels (B, P) -> list of (y (B, 128) on the unit sphere, known (B,) bool).
 
-        With early fusion a sample is known when all its labels are, with late fusion label by label.
+        With early fusion a sample is known when all its labels are (`partial`: when any is), with late fusion label by label.
         """
         parts = [labels] if self.cfg.fusion == "early" else labels.unbind(-1)
         out = []
         for part, encode, project in zip(parts, self.prop_encoders, self.project_p):
             part = part if part.dim() == 2 else part[:, None]
-            known = ~part.isnan().any(-1)
-            y = F.normalize(project(encode(torch.nan_to_num(part))), dim=-1)                # masked below, not imputed
+            have = ~part.isnan()
+            known, part = have.any(-1) if self.cfg.partial else have.all(-1), torch.nan_to_num(part)
+            part = torch.cat([part, have.to(part.dtype)], -1) if self.cfg.partial else part
+            y = F.normalize(project(encode(part)), dim=-1)                                  # masked below, not imputed
             out.append((y, known))
         return out
 
@@ -175,6 +211,14 @@ class MEIDNet(nn.Module):
         if self.cfg.latent_noise:
             z = z + self.cfg.latent_noise * torch.randn_like(z) / z.shape[1] ** 0.5
         return z
+
+    def blur(self, labels):
+        """What the property encoder sees while training: noise on the labels, some of them hidden."""
+        if self.cfg.label_noise:
+            labels = labels + self.cfg.label_noise * torch.randn_like(labels)
+        if self.cfg.label_drop:
+            labels = labels.masked_fill(torch.rand_like(labels) < self.cfg.label_drop, torch.nan)
+        return labels
 
     def properties(self, z, z_c=None):
         """Predicted labels in standardised units (B, P): from z (tri-modal, eq. xxi) or z_c (bi-modal, eq. xv)."""
@@ -196,8 +240,8 @@ class MEIDNet(nn.Module):
     def forward(self, batch):
         z_c, y_c = self.embed_structure(batch)
         labels = self.scale(batch)[1]
-        if self.training and self.cfg.label_noise:
-            labels = labels + self.cfg.label_noise * torch.randn_like(labels)
+        if self.training:
+            labels = self.blur(labels)
         ys = self.embed_properties(labels)
         z = self.perturb(self.join(y_c, ys), y_c) if self.training else self.join(y_c, ys)
         return {**self.decoder(z), "z": z, "z_c": z_c, "y_c": y_c, "ys": ys,

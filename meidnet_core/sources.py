@@ -39,6 +39,16 @@ def locate(name, split):
     return _download(name, split, mirror)
 
 
+def mirror(name, file, suffix=".csv.gz"):
+    """Path of a table that only a mirror folder holds, `name`/`file``suffix`. DataError says where it was looked for."""
+    folder = os.environ.get("MEIDNET_DATA_MIRROR")
+    path = Path(folder or ".") / name / f"{file}{suffix}"
+    if not folder or not path.exists():
+        raise DataError(f"{name}/{file}{suffix}: not found in MEIDNET_DATA_MIRROR={folder}. This table has no public download: "
+                        "point MEIDNET_DATA_MIRROR at the folder that holds it.")
+    return check_bytes(path, registry().get(f"{name}/{file}", {}))
+
+
 def check_bytes(path, known):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if path.suffix == ".gz" and known.get("sha256") not in (None, digest):

@@ -30,11 +30,11 @@ def pick_device(device="auto"):
     return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
 
 
-def shape_of(tensors, elements, cfg):
+def shape_of(tensors, elements, cfg, features=()):
     """Shape of a training set; standardisation statistics when cfg.normalize, else zeros and ones."""
     sites = tensors["species"].shape[1]
     shape = Shape(sites, tuple(elements), bool((tensors["mask"] == 0).any()),
-                  label_mean=(0.0,) * len(cfg.labels), label_std=(1.0,) * len(cfg.labels))
+                  label_mean=(0.0,) * len(cfg.labels), label_std=(1.0,) * len(cfg.labels), features=features)
     if cfg.normalize:
         std = tensors["lattice"].std(0)
         shape.lattice_mean = tuple(tensors["lattice"].mean(0).tolist())
@@ -99,20 +99,21 @@ def train_epoch(model, average, optimizer, tensors, cfg, epoch, objective=total_
 
 
 def train(cfg, tensors, elements, checkpoint=None, every=10, device="auto", on_epoch=None, stop_after=None, compiled=False,
-          progress=True, objective=total_loss):
+          progress=True, objective=total_loss, features=()):
     """Train from scratch, or go on from `checkpoint` when that file exists.
 
     tensors: data.to_tensors of the training split. checkpoint: path of a .safetensors file, written
     every `every` epochs and at the end. on_epoch(model, epoch, record) may add to the record and
     return True to stop early. stop_after: leave after that many epochs as a kill would (finished=False).
     objective(model, batch, alpha) -> (loss, terms): what is minimised (constraints.py adds terms).
+    features: descriptors of the elements (ions.descriptors), for cfg.descriptors.
     compiled: torch.compile the step (needs a C++ compiler; on a CPU it costs 40 s and gains nothing, see lab notes).
     Raises ValueError when the loss is not finite, or the checkpoint belongs to another configuration.
     """
     device = pick_device(device)
     tensors = {k: t.to(device) for k, t in tensors.items()}
     torch.manual_seed(cfg.seed)
-    model = MEIDNet(cfg, shape_of(tensors, elements, cfg)).to(device)
+    model = MEIDNet(cfg, shape_of(tensors, elements, cfg, features)).to(device)
     average = copy.deepcopy(model).requires_grad_(False) if cfg.ema else None
     optimizer, run, first = make_optimizer(model, cfg), Run(model), 0
     objective = torch.compile(objective, dynamic=False) if compiled else objective

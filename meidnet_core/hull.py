@@ -1,0 +1,234 @@
+"""Energy above the convex hull of a relaxed crystal, with pymatgen's PhaseDiagram and three references.
+
+list: Materials Project ground states (Bartel et al. 2020), DFT with the corrections of that time. A potential trained on
+    uncorrected PBE energies lies on another scale: what separates the two is fitted per element on MP-20 (`fit`).
+api: the Materials Project through mp-api, with MP2020 corrections applied to the candidate.
+self: competing phases of MP-20 relaxed with the same potential, elements included; no correction is needed.
+"""
+
+import gzip
+import json
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from . import crystal
+from .sources import mirror
+
+REFERENCES = ("list", "api", "self")
+CORRECTED = ("O", "S", "F", "Cl", "N", "H", "Br", "I", "Se", "Te")                     # anions: a term per atom
+HUBBARD = ("V", "Cr", "Mn", "Fe", "Co", "Ni", "Mo", "W")                              # with +U in oxides and fluorides
+TERMS = CORRECTED + tuple(f"{m}+U" for m in HUBBARD)
+
+
+class HullError(ValueError):
+    """A hull cannot be built; the message says what is missing."""
+
+
+def composition_of(symbols):
+    """{symbol: fraction} of a list of symbols."""
+    return {e: symbols.count(e) / len(symbols) for e in sorted(set(symbols))}
+
+
+# ---- elemental references and corrections -------------------------------------------------------
+
+@lru_cache(None)
+def elemental_energies():
+    """{symbol: eV/atom} of the elements in their Materials Project ground states, uncorrected PBE."""
+    path = mirror("hull", "mp_elemental_reference_entries", ".json.gz")
+    table = json.loads(gzip.decompress(path.read_bytes()))
+    return {e: d["energy"] / sum(d["composition"].values()) for e, d in table.items()}
+
+
+def formation_energy(energy_per_atom, symbols, correction=None):
+    """eV/atom: energy of a potential minus the elements (DFT, uncorrected), minus the fitted correction when one is given.
+
+    HullError for an element without a reference.
+    """
+    fractions, reference = composition_of(list(symbols)), elemental_energies()
+    missing = [e for e in fractions if e not in reference]
+    if missing:
+        raise HullError(f"no elemental reference for {', '.join(missing)}")
+    plain = energy_per_atom - sum(x * reference[e] for e, x in fractions.items())
+    return plain - (sum(c * v for c, v in zip(terms(symbols), correction)) if correction is not None else 0.0)
+
+
+def terms(symbols):
+    """(T,) how much of each correction a crystal carries: fraction of each anion, of each +U metal beside O or F."""
+    x = composition_of(list(symbols))
+    hubbard = "O" in x or "F" in x
+    anions = [x.get(e, 0.0) if _is_anion(e, x) else 0.0 for e in CORRECTED]
+    return np.array(anions + [x.get(m, 0.0) * hubbard for m in HUBBARD])
+
+
+def _is_anion(e, fractions):
+    """The element is the most electronegative one, or a more electronegative one than every metal around it."""
+    chi = crystal.electronegativities()
+    return len(fractions) > 1 and chi[crystal.atomic_number(e)] >= max(chi[crystal.atomic_number(o)] for o in fractions) - 0.9
+
+
+def fit(symbols, energies, listed, fewest=1):
+    """Corrections (T,) in eV per atom of each term: least absolute deviations of energies - listed over terms, (M,) each in eV/atom.
+
+    Least absolute deviations by reweighting: single phases in which potential and list disagree must not bend the fit.
+    A term that fewer than `fewest` crystals carry is left at zero.
+    """
+    x, y = np.array([terms(s) for s in symbols]), np.asarray(energies) - np.asarray(listed)
+    x = x * ((x > 0).sum(0) >= fewest)
+    w, ridge = np.ones(len(y)), 1e-4 * np.eye(x.shape[1])
+    for _ in range(50):
+        c = np.linalg.solve(x.T @ (w[:, None] * x) + ridge, x.T @ (w * y))
+        w = 1 / np.maximum(np.abs(y - x @ c), 0.01)
+    return c
+
+
+# ---- list ---------------------------------------------------------------------------------------
+
+@lru_cache(None)
+def ground_states():
+    """(formulas, list of {symbol: count}, formation energies (M,) eV/atom, {symbol: row numbers}) of the list."""
+    import pandas as pd
+    table = pd.read_csv(mirror("hull", "mp_ground_states"))
+    parsed = [{e: int(n) for e, n in re.findall(r"([A-Z][a-z]?)(\d+)", f)} for f in table.formula]
+    return list(table.formula), parsed, table.formation_energy_per_atom.to_numpy(), _index(parsed)
+
+
+def _index(parsed):
+    rows = {}
+    for i, counts in enumerate(parsed):
+        rows.setdefault(frozenset(counts), []).append(i)
+    return rows
+
+
+@lru_cache(4096)
+def list_diagram(elements):
+    """PhaseDiagram of a chemical system (frozenset of symbols) from the list; elements at 0."""
+    from itertools import combinations
+
+    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+    from pymatgen.core import Composition
+    _, parsed, energy, rows = ground_states()
+    entries = [PDEntry(Composition(e), 0.0) for e in elements]
+    for n in range(2, len(elements) + 1):
+        for part in combinations(sorted(elements), n):
+            for i in rows.get(frozenset(part), ()):
+                c = Composition(parsed[i])
+                entries.append(PDEntry(c, energy[i] * c.num_atoms))
+    return PhaseDiagram(entries)
+
+
+def above(diagram, symbols, formation):
+    """(e_above_hull eV/atom, decomposition as text); negative below all known phases."""
+    from pymatgen.analysis.phase_diagram import PDEntry
+    from pymatgen.core import Composition
+    composition = Composition({e: symbols.count(e) for e in set(symbols)})
+    products, value = diagram.get_decomp_and_e_above_hull(PDEntry(composition, formation * len(symbols)), allow_negative=True)
+    return float(value), " + ".join(f"{x:.2f} {p.composition.reduced_formula}" for p, x in products.items())
+
+
+def corrections(potential):
+    """(T,) stored by `python -m meidnet_core.stability fit`; HullError when this potential was never fitted."""
+    from . import results
+    path = results.RESULTS / "hull-fit" / f"{potential}.json"
+    if not path.exists():
+        raise HullError(f"no corrections for {potential}: run `python -m meidnet_core.stability fit --potential {potential}`")
+    m = json.loads(path.read_text())["metrics"]
+    return np.array([m[f"correction_{t}"] for t in TERMS])
+
+
+def e_above_hull(row, correction):
+    """A row of relax.relax -> {formation_energy, e_above_hull, decomposition} on the list hull; NaN for a row without energy."""
+    if row["status"] not in ("ok", "not converged"):
+        return {"formation_energy": np.nan, "e_above_hull": np.nan, "decomposition": row["status"]}
+    symbols = list(row["symbols"])
+    formation = formation_energy(row["energy_per_atom"], symbols, correction)
+    value, products = above(list_diagram(frozenset(symbols)), symbols, formation)
+    return {"formation_energy": formation, "e_above_hull": value, "decomposition": products}
+
+
+# ---- self-consistent: MP-20 phases relaxed with the same potential ------------------------------
+
+@lru_cache(None)
+def known_phases():
+    """(cells, labels (M, 3): formation energy, gap, e_above_hull; element sets) of MP-20, all splits."""
+    from . import data, matching
+    columns = ("formation_energy_per_atom", "band_gap", "e_above_hull")
+    sets = [data.load("mp_20", s, labels=columns) for s in data.SPLITS]
+    cells = [c for s in sets for c in matching.true_cells(s)]
+    return cells, np.concatenate([s.labels for s in sets]), [frozenset(c[1]) for c in cells]
+
+
+def competing(elements, limit=0.05):
+    """Cells of MP-20 in a chemical system that lie at most `limit` eV/atom above the DFT hull, or whose distance is unknown."""
+    cells, labels, systems = known_phases()
+    return [c for c, l, s in zip(cells, labels, systems) if s <= frozenset(elements) and not l[2] > limit]
+
+
+def self_diagram(elements, path, potential, **options):
+    """PhaseDiagram in total energies of one potential; phases are relaxed once and kept in `path`.
+
+    Elements that MP-20 lacks come from the uncorrected DFT references. HullError when a phase has no energy.
+    """
+    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+    from pymatgen.core import Composition
+
+    from .relax import relax_all
+    rows = relax_all(competing(elements), path, potential, **options)["ideal"]
+    entries = [PDEntry(Composition("".join(r["symbols"])), r["energy_per_atom"] * len(r["symbols"]))
+               for r in rows if r["energy_per_atom"] is not None]
+    have = {e.composition.elements[0].symbol for e in entries if e.is_element}
+    entries += [PDEntry(Composition(e), elemental_energies()[e]) for e in elements if e not in have]
+    return PhaseDiagram(entries)
+
+
+def self_above(row, diagram):
+    """e_above_hull (eV/atom) of a relaxed row on a hull of the same potential."""
+    from pymatgen.analysis.phase_diagram import PDEntry
+    from pymatgen.core import Composition
+    symbols = list(row["symbols"])
+    entry = PDEntry(Composition({e: symbols.count(e) for e in set(symbols)}), row["energy_per_atom"] * len(symbols))
+    return float(diagram.get_decomp_and_e_above_hull(entry, allow_negative=True)[1])
+
+
+# ---- Materials Project API ----------------------------------------------------------------------
+
+def api_above(row, key=None, client=None):
+    """e_above_hull (eV/atom) against the Materials Project of today, GGA and GGA+U with MP2020 corrections.
+
+    key: MP_API_KEY of the environment by default; HullError without one. client: an open MPRester (tests).
+    """
+    from pymatgen.analysis.phase_diagram import PhaseDiagram
+    from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
+    key = key or os.environ.get("MP_API_KEY")
+    if client is None:
+        if not key:
+            raise HullError("the Materials Project hull needs a key: set MP_API_KEY (https://materialsproject.org/api)")
+        from mp_api.client import MPRester
+        client = MPRester(key)
+    entries = client.get_entries_in_chemsys(sorted(set(row["symbols"])))
+    mine = MaterialsProject2020Compatibility(check_potcar=False).process_entries([_as_entry(row)], verbose=False)
+    if not mine:
+        raise HullError(f"{''.join(row['symbols'])}: MP2020 corrections do not apply")
+    return float(PhaseDiagram(entries).get_decomp_and_e_above_hull(mine[0], allow_negative=True)[1])
+
+
+U_VALUES = {"Co": 3.32, "Cr": 3.7, "Fe": 5.3, "Mn": 3.9, "Mo": 4.38, "Ni": 6.2, "V": 3.25, "W": 6.2}
+
+
+def _as_entry(row):
+    """ComputedStructureEntry of a relaxed row, as if computed by the Materials Project: +U for the metals of HUBBARD beside O, F."""
+    from pymatgen.entries.computed_entries import ComputedStructureEntry
+    symbols = list(row["symbols"])
+    hubbards = {e: U_VALUES[e] for e in set(symbols) & set(HUBBARD)} if set(symbols) & {"O", "F"} else {}
+    structure = crystal.to_structure(row["lattice"], symbols, row["frac"])
+    return ComputedStructureEntry(structure, row["energy_per_atom"] * len(symbols), parameters={
+        "run_type": "GGA+U" if hubbards else "GGA", "hubbards": hubbards, "is_hubbard": bool(hubbards), "potcar_symbols": []})
+
+
+def default_path(potential, what):
+    """Where relaxed phases of this machine are kept, git-ignored."""
+    from . import results
+    return Path(results.ROOT) / "runs" / "relaxed" / f"{what}-{potential}.jsonl"

@@ -1,0 +1,97 @@
+"""Perov-5 and the cubic ABX3 cells of OQMD in one set: chemistry that Perov-5 lacks (halides, lanthanides, some chalcogenides).
+
+Labels of different theory stay apart: the set has a column for each, NaN where a source has none. Splits go by composition.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from . import crystal, data
+from .data import CrystalSet
+from .sources import DataError, mirror
+
+# label column -> level of theory
+LABELS = data.LABELS["perov_5"] | {
+    "pbe_gap": "gap, PBE (eV), OQMD", "delta_e": "formation energy, PBE with OQMD references (eV/atom)",
+    "stability": "energy above the OQMD hull, PBE (eV/atom)"}
+COLUMNS = {"pbe_gap": "band_gap", "delta_e": "delta_e", "stability": "stability"}          # ours -> the table's
+UNCONVERGED = 5.0              # eV/atom; rows beyond are failed calculations
+SHARES = {"train": (0.0, 0.8), "val": (0.8, 0.9), "test": (0.9, 1.0)}
+
+
+def read_table():
+    """The OQMD table, rows with |delta_e| or stability above 5 eV/atom dropped. DataError for a missing column."""
+    import pandas as pd
+    path = mirror("oqmd_abx3", "oqmd_abx3")
+    table = pd.read_csv(path)
+    missing = [c for c in ("name", "spacegroup", "volume", "natoms", "sites", *COLUMNS.values()) if c not in table]
+    if missing:
+        raise DataError(f"{path}: column {', '.join(missing)} missing; found {', '.join(table.columns)}")
+    return table[(table.delta_e.abs() < UNCONVERGED) & (table.stability.abs() < UNCONVERGED)]
+
+
+def perovskite_sites(text):
+    """'Cs @ 0 0 0; ...' of a cubic five-atom cell -> atomic numbers A, B, X, X, X; None when it is no perovskite ABX3.
+
+    X is the element of three sites, B the one of the others that is half a cell away from each X (A: half a face diagonal).
+    """
+    symbols, places = zip(*(part.split(" @ ") for part in text.split("; ")))
+    frac = np.array([p.split() for p in places], float)
+    x = [i for i, s in enumerate(symbols) if symbols.count(s) == 3]
+    rest = [i for i in range(5) if i not in x]
+    if len(x) != 3 or symbols[rest[0]] == symbols[rest[1]]:
+        return None
+    away = {i: np.linalg.norm(crystal.wrap(frac[x] - frac[i]), axis=1) for i in rest}
+    b = [i for i in rest if np.allclose(away[i], 0.5, atol=1e-3)]
+    a = [i for i in rest if np.allclose(away[i], 0.5**0.5, atol=1e-3)]
+    return [crystal.atomic_number(symbols[i]) for i in (*a, *b, *x)] if len(a) == len(b) == 1 else None
+
+
+@lru_cache(None)
+def cubic():
+    """All cubic perovskite cells of the table as one CrystalSet; of equal arrangements the one of lowest energy."""
+    table = read_table()
+    table = table[(table.natoms == 5) & (table.spacegroup == "Pm-3m")].sort_values("delta_e", kind="stable")
+    sites = [perovskite_sites(s) for s in table.sites]
+    first = {tuple(z): i for i, z in reversed(list(enumerate(sites))) if z}
+    rows = sorted(first.values())
+    table, numbers = table.iloc[rows], np.array([sites[i] for i in rows], np.int16)
+    labels = np.column_stack([table[COLUMNS[l]] if l in COLUMNS else np.full(len(table), np.nan) for l in LABELS])
+    return cells("oqmd_abx3", "all", [str(i) for i in table.entry_id], numbers, np.cbrt(table.volume.to_numpy()), labels)
+
+
+def cells(name, split, ids, numbers, a, labels):
+    """Cubic ideal cells as a CrystalSet: numbers (M, 5) in order A, B, X, X, X, a (M,) angstrom, labels (M, 5)."""
+    m = len(ids)
+    lattice = np.column_stack([np.repeat(np.asarray(a, float)[:, None], 3, 1), np.full((m, 3), 90.0)])
+    order, frac = np.tile(np.arange(5, dtype=np.int16), (m, 1)), np.tile(crystal.PEROVSKITE, (m, 1, 1))
+    return CrystalSet(name, split, tuple(LABELS), list(ids), lattice, np.asarray(numbers, np.int16), frac, np.asarray(labels, float),
+                      order, np.zeros((m, 3)), np.tile(np.eye(3, dtype=np.int8), (m, 1, 1)))
+
+
+def position(numbers, seed=0):
+    """Place of every composition, (M, N) numbers -> (M,) in [0, 1): A/B twins share it; a fixed function of formula and seed."""
+    import zlib
+    return np.array([zlib.crc32(f"{seed} {data.composition_key(z)}".encode()) / 2**32 for z in numbers])
+
+
+def widened(crystals):
+    """A Perov-5 CrystalSet with the columns of LABELS, NaN where it has none."""
+    column = {l: crystals.labels[:, i] for i, l in enumerate(crystals.label_names)}
+    labels = np.column_stack([column.get(l, np.full(len(crystals), np.nan)) for l in LABELS])
+    arrays = {k: getattr(crystals, k) for k in CrystalSet.ARRAYS} | {"labels": labels}
+    return CrystalSet(crystals.name, crystals.split, tuple(LABELS), crystals.ids, **arrays)
+
+
+def load(split, seed=0):
+    """One split of the union. OQMD by composition, 80/10/10; of Perov-5 the CDVAE split, `train` without the compositions
+    that OQMD's val and test hold: nothing about a held-out OQMD composition is seen in training, whatever the theory."""
+    low, high = SHARES[split]
+    everything = cubic()
+    place = position(everything.numbers, seed)
+    perov = data.load("perov_5", split)
+    if split == "train":
+        held_out = {data.composition_key(z) for z in everything.numbers[place >= SHARES["train"][1]]}
+        perov = perov.select(np.array([data.composition_key(z) not in held_out for z in perov.numbers]))
+    return data.concatenate([widened(perov), everything.select((place >= low) & (place < high), split)], split)

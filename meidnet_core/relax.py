@@ -1,0 +1,133 @@
+"""Relaxation of many crystals with a potential: parallel over processes, one line of a file per result, resumable.
+
+As in the paper (inverse design framework): forces below 0.01 eV/angstrom, at most 300 steps, cell free. From the given
+cell ("ideal": a cubic cell keeps its symmetry) and from a rattled copy, which may fall into another phase.
+"""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+
+FMAX, STEPS = 0.01, 300
+RATTLE = 0.05                  # angstrom, standard deviation of the displacement of a rattled start
+STRETCH = 3.0                  # a volume beyond this factor (or its inverse) is an explosion
+STARTS = ("ideal", "rattled")
+_state = {}                    # calculator of a worker process
+
+
+def key_of(cell, start, potential, fmax=FMAX, steps=STEPS):
+    """Name of one relaxation: equal questions are asked once. cell = (lattice (6,), symbols, frac (N, 3))."""
+    lattice, symbols, frac = cell
+    text = json.dumps([start, potential, fmax, steps, list(symbols), np.round(lattice, 4).tolist(), np.round(frac, 5).tolist()])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_atoms(cell):
+    """ASE Atoms of a cell (lattice (6,) angstrom and degrees, symbols, frac)."""
+    from ase import Atoms
+    return Atoms(list(cell[1]), cell=np.asarray(cell[0], float), scaled_positions=np.asarray(cell[2], float), pbc=True)
+
+
+class Exploded(RuntimeError):
+    """The cell left the range in which a potential means anything."""
+
+
+def relax(cell, calculator, start="ideal", fmax=FMAX, steps=STEPS, seed=0):
+    """One relaxation -> dict: status, energy_per_atom (eV), steps, lattice, symbols, frac, volume (cubic angstrom per atom).
+
+    status: ok | not converged | exploded | failed: reason. Nothing is raised: a bad crystal is a row.
+    """
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import FIRE, LBFGS
+    atoms = to_atoms(cell)
+    if start == "rattled":
+        atoms.rattle(RATTLE, seed=seed)
+    atoms.calc, volume, symbols = calculator, atoms.get_volume(), list(cell[1])
+    row = {"start": start, "symbols": symbols, "status": "not converged", "energy_per_atom": None, "steps": 0}
+    try:
+        optimizer = (LBFGS if start == "ideal" else FIRE)(FrechetCellFilter(atoms), logfile=None)
+        optimizer.attach(lambda: _watch(atoms, volume))
+        row["status"] = "ok" if optimizer.run(fmax=fmax, steps=steps) else "not converged"
+        row["energy_per_atom"], row["steps"] = float(atoms.get_potential_energy()) / len(atoms), int(optimizer.nsteps)
+    except Exploded as error:
+        return row | {"status": f"exploded: {error}"}
+    except Exception as error:                                       # potentials fail on odd cells, each in its own way
+        return row | {"status": f"failed: {type(error).__name__}: {str(error)[:200]}"}
+    return row | {"lattice": [round(float(v), 6) for v in atoms.cell.cellpar()], "volume": float(atoms.get_volume()) / len(atoms),
+                  "frac": np.round(atoms.get_scaled_positions(), 6).tolist()}
+
+
+def _watch(atoms, volume):
+    ratio, energy = atoms.get_volume() / volume, atoms.get_potential_energy() / len(atoms)
+    if not (1 / STRETCH < ratio < STRETCH) or not np.isfinite(energy) or abs(energy) > 100:
+        raise Exploded(f"volume x {ratio:.2f}, {energy:.1f} eV/atom")
+
+
+def _start(potential, device, checkpoint):
+    import torch
+
+    from .potentials import get_calculator
+    torch.set_num_threads(1)                                          # more threads than free cores spin: 50 times slower
+    _state["calculator"] = get_calculator(potential, device, checkpoint)
+
+
+def _job(job):
+    key, cell, start, fmax, steps = job
+    return key, relax(cell, _state["calculator"], start, fmax, steps)
+
+
+def read_rows(path):
+    """{key: row} of a results file; the half line of a killed run is left out and asked again."""
+    rows = {}
+    for line in Path(path).read_text().splitlines() if Path(path).exists() else []:
+        try:
+            row = json.loads(line)
+            rows[row["key"]] = row
+        except (json.JSONDecodeError, KeyError):
+            continue
+    return rows
+
+
+def relax_all(cells, path, potential="sevennet-0", starts=("ideal",), processes=None, device="cpu", checkpoint=None, fmax=FMAX,
+              steps=STEPS, progress=True):
+    """Relax cells from each start; returns rows[start] = list in the order of `cells`.
+
+    path: JSON lines, one per relaxation, appended as they come. What is there already is not relaxed again, so a killed
+    call goes on where it was. `potential` is a name of potentials.FILES.
+    """
+    from .potentials import pick
+    potential, path = pick(potential), Path(path)
+    keys = {s: [key_of(c, s, potential, fmax, steps) for c in cells] for s in starts}
+    done = read_rows(path)
+    jobs = {k: (k, c, s, fmax, steps) for s in starts for k, c in zip(keys[s], cells) if k not in done}
+    if jobs:
+        done |= _run(list(jobs.values()), path, potential, processes or os.cpu_count(), device, checkpoint, progress)
+    return {s: [done[k] for k in keys[s]] for s in starts}
+
+
+def _run(jobs, path, potential, processes, device, checkpoint, progress):
+    from multiprocessing import get_context
+
+    from tqdm.auto import tqdm
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _mend(path)
+    done = {}
+    with ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _start, (potential, device, checkpoint)) as pool, \
+            open(path, "a") as file:
+        waiting = [pool.submit(_job, job) for job in jobs]            # written as they finish: a kill loses only what runs
+        for future in tqdm(as_completed(waiting), total=len(jobs), desc=f"relax with {potential}", disable=not progress, mininterval=1):
+            key, row = future.result()
+            done[key] = {"key": key, "potential": potential} | row
+            file.write(json.dumps(done[key]) + "\n")
+            file.flush()
+    return done
+
+
+def _mend(path):
+    """End the half line that a kill may have left, so that the next line is whole."""
+    if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+        path.write_bytes(text + b"\n")

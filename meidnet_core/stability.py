@@ -1,0 +1,138 @@
+"""From a potential to an energy above hull, and how far to trust it.
+
+    python -m meidnet_core.stability fit --potential sevennet-0        # corrections, fitted and tested on MP-20
+    python -m meidnet_core.stability validate --potential sevennet-0   # known cubic ABX3 against their OQMD hull distance
+"""
+
+import argparse
+import os
+import time
+
+import numpy as np
+
+from . import crystal, hull, matching, oqmd, relax, results
+
+PER_CLASS, TEST_SHARE, LARGEST = 80, 0.25, 12          # MP-20 cells per class of correction; share kept for the test; sites per cell
+GROUND = 0.001                                         # eV/atom above the hull: the cell is the ground state of its formula
+FEWEST = 8                                             # cells that a correction must rest on; else it is zero
+THRESHOLDS = (0.0, 0.1)                                # eV/atom above hull
+VALIDATE = 300                                         # known cubic perovskites
+
+
+def ground_state_cells(seed=0):
+    """(cells, listed formation energies): MP-20 cells that are the ground state of their formula in the list, random order.
+
+    At most PER_CLASS cells of each class: every metal that the list treats with +U, every anion, everything else.
+    """
+    cells, labels, _ = hull.known_phases()
+    _, parsed, energy, _ = hull.ground_states()
+    table, count, out = {_reduced(p): e for p, e in zip(parsed, energy)}, {}, []
+    for i in np.random.default_rng(seed).permutation(len(cells)):
+        symbols = cells[i][1]
+        if not (1 < len(set(symbols)) and len(symbols) <= LARGEST and labels[i, 2] < GROUND):
+            continue
+        kind, listed = _class(symbols), table.get(_reduced({e: symbols.count(e) for e in set(symbols)}))
+        if listed is not None and count.get(kind, 0) < PER_CLASS:
+            count[kind] = count.get(kind, 0) + 1
+            out.append((cells[i], listed))
+    return [c for c, _ in out], np.array([e for _, e in out])
+
+
+def _class(symbols):
+    carried = [t for t, x in zip(hull.TERMS, hull.terms(symbols)) if x]
+    return carried[-1] if carried else "none"                                         # +U metals come last, so they go first
+
+
+def _reduced(counts):
+    divisor = np.gcd.reduce(list(counts.values()))
+    return tuple(sorted((e, int(n // divisor)) for e, n in counts.items()))
+
+
+def _formula(symbols):
+    return "".join(f"{e}{n if n > 1 else ''}" for e, n in _reduced({s: symbols.count(s) for s in set(symbols)}))
+
+
+def energies(cells, path, potential, **options):
+    """Energies (M,) eV/atom at given geometries: a relaxation of no step, so that it is parallel, kept and resumed like one."""
+    rows = relax.relax_all(cells, path, potential, steps=0, **options)["ideal"]
+    return np.array([np.nan if r["energy_per_atom"] is None else r["energy_per_atom"] for r in rows])
+
+
+def fit(potential, seed=0, **options):
+    """Fit the corrections on MP-20 ground states, test them on others; writes data/results/hull-fit/<potential>.json."""
+    start = time.time()
+    cells, listed = ground_state_cells(seed)
+    energy = energies(cells, hull.default_path(potential, "points"), potential, **options)
+    plain = np.array([hull.formation_energy(e, c[1]) for e, c in zip(energy, cells)])
+    test = np.random.default_rng(seed).random(len(cells)) < TEST_SHARE
+    known = ~np.isnan(plain)
+    few = known & ~test
+    c = hull.fit([cells[i][1] for i in np.flatnonzero(few)], plain[few], listed[few], FEWEST)
+    after = plain - np.array([hull.terms(x[1]) @ c for x in cells])
+    m = {f"correction_{t}": float(v) for t, v in zip(hull.TERMS, c)} | {"n_fit": int(few.sum())}
+    for name, value in (("before", plain), ("after", after)):
+        error = (value - listed)[known & test]
+        m |= {f"mae_{name}": float(np.abs(error).mean()), f"median_{name}": float(np.median(error)),
+              f"p90_{name}": float(np.quantile(np.abs(error), 0.9))}
+    m["srtio3_e_above_hull"] = srtio3(potential, c, **options)
+    curve = {"formula": [_formula(x[1]) for x in cells], "test": test.tolist(), "listed": listed.round(4).tolist(),
+             "before": plain.round(4).tolist(), "after": after.round(4).tolist()}
+    config = {"potential": potential, "largest": LARGEST, "ground": GROUND, "fewest": FEWEST, "per_class": PER_CLASS}
+    return results.write_run("hull-fit", potential, config=config, seed=seed, data_set="mp_20",
+                             split="ground states of the list, 3/4 for the fit, 1/4 for its test", n=int((known & test).sum()), metrics=m,
+                             claims={}, curve=curve, wall_time_s=time.time() - start)
+
+
+def srtio3(potential, correction, **options):
+    """Energy above the list hull (eV/atom) of cubic SrTiO3 relaxed with the potential: the check that a hull must pass."""
+    cell = (np.array([3.95] * 3 + [90.0] * 3), ["Sr", "Ti", "O", "O", "O"], crystal.PEROVSKITE)
+    row = relax.relax_all([cell], hull.default_path(potential, "cells"), potential, **options)["ideal"][0]
+    return hull.e_above_hull(row, correction)["e_above_hull"]
+
+
+def validation_cells(count=VALIDATE, seed=0):
+    """Known cubic ABX3 of OQMD (cells, stability): half of them at most 0.1 eV/atom above the hull, fixed seed, no duplicates."""
+    known, rng = oqmd.cubic(), np.random.default_rng(seed)
+    value = known.labels[:, known.label_names.index("stability")]
+    groups = np.flatnonzero(value <= 0.1), np.flatnonzero((value > 0.1) & (value < 1))
+    rows = np.sort(np.concatenate([rng.permutation(g)[:count // 2] for g in groups]))
+    return [matching.true_cells(known)[i] for i in rows], value[rows]
+
+
+def agreement(ours, reference, threshold):
+    """Classification at a threshold (eV/atom): accuracy, precision, recall (%)."""
+    a, b = ours <= threshold, reference <= threshold
+    return {"accuracy": 100 * float((a == b).mean()), "precision": 100 * float(b[a].mean()) if a.any() else None,
+            "recall": 100 * float(a[b].mean()) if b.any() else None}
+
+
+def validate(potential, seed=0, **options):
+    """Energy above the list hull of known cubic perovskites against OQMD's; data/results/hull-validation/<potential>.json."""
+    start, correction = time.time(), hull.corrections(potential)
+    cells, reference = validation_cells(seed=seed)
+    rows = relax.relax_all(cells, hull.default_path(potential, "cells"), potential, **options)["ideal"]
+    ours = np.array([hull.e_above_hull(r, correction)["e_above_hull"] for r in rows])
+    known, m = ~np.isnan(ours), {}
+    near = known & (reference <= 0.3)
+    m["mae"], m["median"] = float(np.abs(ours - reference)[known].mean()), float(np.median((ours - reference)[known]))
+    m["mae_near"], m["failed"] = float(np.abs(ours - reference)[near].mean()), int((~known).sum())
+    for t in THRESHOLDS:
+        m |= {f"{k}_at_{t:g}": v for k, v in agreement(ours[known], reference[known], t).items() if v is not None}
+    curve = {"formula": [_formula(c[1]) for c in cells], "oqmd": reference.round(4).tolist(), "ours": np.round(ours, 4).tolist()}
+    config = {"potential": potential, "hull": "list", "cells": len(cells)}
+    return results.write_run("hull-validation", potential, config=config, seed=seed, data_set="oqmd_abx3", n=int(known.sum()), metrics=m,
+                             split="cubic cells, half of them within 0.1 eV/atom of the OQMD hull", claims={}, curve=curve,
+                             wall_time_s=time.time() - start)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["fit", "validate"])
+    parser.add_argument("--potential", default="sevennet-0")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    print({"fit": fit, "validate": validate}[args.what](args.potential, processes=args.processes))
+
+
+if __name__ == "__main__":
+    main()
