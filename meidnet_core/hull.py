@@ -33,6 +33,17 @@ def composition_of(symbols):
     return {e: symbols.count(e) / len(symbols) for e in sorted(set(symbols))}
 
 
+def whole(counts):
+    """{symbol: n} as a sorted tuple with the smallest whole counts: the same for every way of writing a formula."""
+    divisor = np.gcd.reduce(list(counts.values()))
+    return tuple(sorted((e, int(n // divisor)) for e, n in counts.items()))
+
+
+def reduced(symbols):
+    """`whole` of a list of symbols."""
+    return whole({e: symbols.count(e) for e in set(symbols)})
+
+
 # ---- elemental references and corrections -------------------------------------------------------
 
 @lru_cache(None)

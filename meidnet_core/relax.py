@@ -110,21 +110,30 @@ def relax_all(cells, path, potential="sevennet-0", starts=("ideal",), processes=
 
 
 def _run(jobs, path, potential, processes, device, checkpoint, progress):
-    from multiprocessing import get_context
-
     from tqdm.auto import tqdm
     path.parent.mkdir(parents=True, exist_ok=True)
     _mend(path)
-    done = {}
-    with ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _start, (potential, device, checkpoint)) as pool, \
-            open(path, "a") as file:
-        waiting = [pool.submit(_job, job) for job in jobs]            # written as they finish: a kill loses only what runs
-        for future in tqdm(as_completed(waiting), total=len(jobs), desc=f"relax with {potential}", disable=not progress, mininterval=1):
-            key, row = future.result()
+    done, results = {}, _here if processes == 1 else _spread
+    with open(path, "a") as file:
+        rows = results(jobs, processes, (potential, device, checkpoint))
+        for key, row in tqdm(rows, total=len(jobs), desc=f"relax with {potential}", disable=not progress, mininterval=1):
             done[key] = {"key": key, "potential": potential} | row
             file.write(json.dumps(done[key]) + "\n")
             file.flush()
     return done
+
+
+def _here(jobs, processes, what):
+    _start(*what)
+    yield from map(_job, jobs)
+
+
+def _spread(jobs, processes, what):
+    """(key, row) as they finish: a kill loses only what runs."""
+    from multiprocessing import get_context
+    with ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _start, what) as pool:
+        for future in as_completed([pool.submit(_job, job) for job in jobs]):
+            yield future.result()
 
 
 def _mend(path):

@@ -26,12 +26,12 @@ def ground_state_cells(seed=0):
     """
     cells, labels, _ = hull.known_phases()
     _, parsed, energy, _ = hull.ground_states()
-    table, count, out = {_reduced(p): e for p, e in zip(parsed, energy)}, {}, []
+    table, count, out = {hull.whole(p): e for p, e in zip(parsed, energy)}, {}, []
     for i in np.random.default_rng(seed).permutation(len(cells)):
         symbols = cells[i][1]
         if not (1 < len(set(symbols)) and len(symbols) <= LARGEST and labels[i, 2] < GROUND):
             continue
-        kind, listed = _class(symbols), table.get(_reduced({e: symbols.count(e) for e in set(symbols)}))
+        kind, listed = _class(symbols), table.get(hull.reduced(symbols))
         if listed is not None and count.get(kind, 0) < PER_CLASS:
             count[kind] = count.get(kind, 0) + 1
             out.append((cells[i], listed))
@@ -43,13 +43,8 @@ def _class(symbols):
     return carried[-1] if carried else "none"                                         # +U metals come last, so they go first
 
 
-def _reduced(counts):
-    divisor = np.gcd.reduce(list(counts.values()))
-    return tuple(sorted((e, int(n // divisor)) for e, n in counts.items()))
-
-
 def _formula(symbols):
-    return "".join(f"{e}{n if n > 1 else ''}" for e, n in _reduced({s: symbols.count(s) for s in set(symbols)}))
+    return "".join(f"{e}{n if n > 1 else ''}" for e, n in hull.reduced(symbols))
 
 
 def energies(cells, path, potential, **options):

@@ -1,0 +1,245 @@
+"""Where candidates come from: latents moved to a target, and what they must beat: random, enumerated and screened ABX3.
+
+Every method returns a CrystalSet of `count` cells whose composition the training set does not hold, with predicted labels.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from . import crystal, data, design, metrics, oqmd, perovskite
+from .ions import tables
+
+ANIONS = ("H", "N", "O", "F", "S", "Cl", "Se", "Br", "Te", "I")
+RADIOACTIVE = ("Tc", "Pm", "Ac", "Th", "Pa", "U", "Np", "Pu")
+TOXIC = ("Be", "As", "Cd", "Hg", "Tl", "Pb")
+SCARCE = ("Ru", "Rh", "Pd", "Re", "Os", "Ir", "Pt", "Au", "Te")
+METHODS = ("ours", "unmoved", "paper", "gap", "screening", "ensemble", "window", "random")
+EXCHANGE = 0.1                 # eV/atom of predicted stability that a miss of the gap by 1 eV (beyond the tolerance) is worth
+STEP, SNAPSHOTS = 0.03, 4      # learning rate of Adam on latents; how often they are decoded on their way
+DRAWS, SAMPLING = 8, 6.0       # compositions per latent, and the temperature at which they are drawn
+
+
+class NothingFound(ValueError):
+    """No crystal meets the request; `nearest` holds the ones that came closest."""
+
+    def __init__(self, message, nearest):
+        super().__init__(message)
+        self.nearest = nearest
+
+
+@dataclass
+class Proposal:
+    """crystals with predicted labels mean and spread (M, P) over models, confidence (M,) of the decoder (NaN: not decoded)."""
+
+    crystals: data.CrystalSet
+    mean: np.ndarray
+    spread: np.ndarray
+    confidence: np.ndarray
+
+    def select(self, index):
+        return Proposal(self.crystals.select(index), self.mean[index], self.spread[index], self.confidence[index])
+
+    def column(self, label):
+        return self.mean[:, list(oqmd.LABELS).index(label)]
+
+
+# ---- which elements, which compositions ---------------------------------------------------------
+
+def sites_of(elements, exclude=RADIOACTIVE, include=None, anions=ANIONS):
+    """(5, S) bool: elements of a vocabulary allowed on A, B, X, X, X. ValueError for an unknown name or when nothing is left."""
+    unknown = [e for e in (*exclude, *(include or ()), *anions) if e not in crystal._table()[0][1:]]
+    if unknown:
+        raise ValueError(f"unknown element {', '.join(unknown)}")
+    states = tables(tuple(elements))
+    wanted = torch.tensor([e not in exclude and (include is None or e in include) for e in elements])
+    metal = wanted & (states.cation[:, -1] == 0)
+    x = wanted & (states.anion[:, -1] == 0) & torch.tensor([e in anions for e in elements])
+    metal = metal & ~torch.tensor([e in anions for e in elements])
+    if not (metal.sum() >= 2 and x.any()):
+        raise ValueError(f"the element filters leave {int(metal.sum())} elements for A and B and {int(x.sum())} for X")
+    return torch.stack([metal, metal, x, x, x])
+
+
+def enumerate_abx3(elements, sites):
+    """All A B X3 with A != B on the allowed sites, (M, 5) atomic numbers, neutral or not."""
+    z = np.array([crystal.atomic_number(e) for e in elements])
+    a, b, x = (z[s.numpy()] for s in sites[:3])
+    grid = np.array(np.meshgrid(a, b, x, indexing="ij")).reshape(3, -1).T
+    grid = grid[grid[:, 0] != grid[:, 1]]
+    return grid[:, [0, 1, 2, 2, 2]]
+
+
+def obeyed(numbers, lattice, frac, window=True):
+    """(M,) bool: neutral, elements in their roles, no short distance, tolerance factor in the window if asked."""
+    terms = perovskite.of_crystals(numbers, lattice, frac)
+    return np.all([terms[k] < 1e-4 for k in ("charge", "roles", "distance", *(("tolerance",) if window else ()))], 0)
+
+
+class CubicConstant:
+    """Lattice constant (angstrom) of an ideal cell as a sum over its elements, ridge regression on known cells."""
+
+    def __init__(self, crystals, ridge=1.0):
+        x = self.features(crystals.numbers)
+        self.mean = crystals.lattice[:, 0].mean()
+        self.weight = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ (crystals.lattice[:, 0] - self.mean))
+
+    @staticmethod
+    def features(numbers):
+        eye = np.eye(104)
+        return np.hstack([eye[numbers[:, 0]], eye[numbers[:, 1]], eye[numbers[:, 2:]].sum(1)])
+
+    def __call__(self, numbers):
+        return self.mean + self.features(numbers) @ self.weight
+
+
+def ideal(numbers, constant):
+    """Ideal cubic cells of compositions (M, 5) as a CrystalSet without labels."""
+    none = np.full((len(numbers), len(oqmd.LABELS)), np.nan)
+    return oqmd.cells("ideal", "all", [str(i) for i in range(len(numbers))], numbers, constant(numbers), none)
+
+
+def seen(crystals):
+    """Compositions (A/B twins are one) of a CrystalSet, to be left out of proposals."""
+    return {data.composition_key(z) for z in crystals.numbers}
+
+
+# ---- proposals ----------------------------------------------------------------------------------
+
+class Designer:
+    """Proposes crystals for a target: `propose(method, target, count, seed)`.
+
+    models: an ensemble that judges; one of them generates, another one for each seed. train: CrystalSet; its compositions
+    are not proposed, nor are those in `known` (data.composition_key).
+    exclude, include, anions: element filters. tolerance: eV by which the predicted gap may miss the target.
+    symmetrize: put the decoded atoms on the ideal sites of a cube of the same volume.
+    """
+
+    def __init__(self, models, train, exclude=RADIOACTIVE, include=None, anions=ANIONS, tolerance=0.1, symmetrize=False,
+                 known=frozenset()):
+        self.models, self.train, self.tolerance, self.symmetrize = models, train, tolerance, symmetrize
+        self.labels, self.elements = list(models[0].cfg.labels), models[0].shape.elements
+        self.sites = sites_of(self.elements, exclude, include, anions)
+        self.known, self.constant = seen(train) | known, CubicConstant(train)
+        self._pool, self._embedded = {}, {}
+
+    def fresh(self, numbers):
+        """(M,) bool: A and B differ and the training set does not hold the composition."""
+        return np.array([n[0] != n[1] and data.composition_key(n) not in self.known for n in numbers], bool)
+
+    def judged(self, cells, confidence=None):
+        """Proposal with the labels that the ensemble reads from the structures alone."""
+        mean, spread = design.predict(self.models, cells) if len(cells) else np.zeros((2, 0, len(self.labels)))
+        return Proposal(cells, mean, spread, np.full(len(cells), np.nan) if confidence is None else confidence)
+
+    def pool(self, window):
+        """All allowed neutral compositions (in the tolerance window or not) that training does not hold; made once."""
+        if window not in self._pool:
+            cells = ideal(enumerate_abx3(self.elements, self.sites), self.constant)
+            ok = np.concatenate([obeyed(c.numbers, c.lattice, c.frac, window) for c in _blocks(cells)])
+            self._pool[window] = self.judged(cells.select(ok & self.fresh(cells.numbers)))
+        return self._pool[window]
+
+    def generator(self, seed):
+        """The model that generates or screens for this seed: seeds go around the ensemble."""
+        return self.models[seed % len(self.models)]
+
+    def latents(self, model):
+        """Structural embeddings of the training crystals, (M, 128)."""
+        if id(model) not in self._embedded:
+            embedded = metrics.encode(model, design.unlabelled(model, self.train))["y_c"]
+            self._embedded[id(model)] = torch.from_numpy(embedded).to(model.label_mean.device)
+        return self._embedded[id(model)]
+
+    def moved(self, target, starts, steps, seed=0, weights=design.WEIGHTS):
+        """Latents on their way to the target, start included, (starts * (SNAPSHOTS + 1), 128); of `stability` only an excess counts."""
+        model = self.generator(seed)
+        goal = design.standard(model, target)
+        z = design.starts(model, self.latents(model), goal, starts, seed)
+        loss, seen = design.objective(model, goal, weights, self.sites.to(z.device), below=("stability",)), [z]
+        for _ in range(SNAPSHOTS if steps else 0):
+            parts = [design.descend(loss, part, steps // SNAPSHOTS, STEP, keep=False)[0] for part in seen[-1].split(1024)]
+            seen.append(torch.cat(parts))
+        return torch.cat(seen)
+
+    def decoded(self, z, draws=DRAWS, seed=0):
+        """Latents -> distinct, new and allowed crystals, read again from their structures: Proposal."""
+        model = self.generator(seed)
+        species, confidence = design.decode(model, z, self.sites.to(z.device), draws, SAMPLING, seed)
+        numbers = np.array([crystal.atomic_number(e) for e in self.elements])[species]
+        order = np.argsort(-confidence, kind="stable")                                   # of equal compositions the surest
+        rows = np.sort(order[np.unique(numbers[order], axis=0, return_index=True)[1]])
+        rows = rows[self.fresh(numbers[rows])]
+        cells = ideal(numbers[rows], self.constant)
+        if len(rows):
+            lattice, frac = design.geometry(model, cells)
+            cells.lattice[:] = np.where(np.arange(6) < 3, lattice[:, :3].mean(1, keepdims=True), 90.0) if self.symmetrize else lattice
+            cells.frac[:] = cells.frac if self.symmetrize else crystal.PEROVSKITE + crystal.wrap(frac - crystal.PEROVSKITE)
+        ok = obeyed(cells.numbers, cells.lattice, cells.frac) if len(rows) else np.zeros(0, bool)
+        return self.judged(cells.select(ok), confidence[rows][ok])
+
+    def missed(self, proposal, target):
+        """(M,) eV by which the predicted gap misses the target, the larger miss of two."""
+        gaps = [np.abs(proposal.mean[:, self.labels.index(l)] - v) for l, v in target.items() if l in ("dir_gap", "pbe_gap")]
+        return np.max(gaps, 0) if gaps else np.zeros(len(proposal.mean))
+
+    def ranked(self, proposal, target, count):
+        """The `count` best by predicted stability (its spread over models added) and EXCHANGE times the miss of the gap."""
+        i = self.labels.index("stability")
+        miss = np.maximum(self.missed(proposal, target) - self.tolerance, 0)
+        order = np.argsort(proposal.mean[:, i] + proposal.spread[:, i] + EXCHANGE * miss, kind="stable")
+        return first_of_each(proposal.select(order)).select(slice(count))
+
+    def propose(self, method, target, count, seed=0, starts=1024, steps=40, avoid=frozenset()):
+        """Proposal of `count` crystals for one target {label: value}; fewer when the method finds fewer. No composition twice.
+
+        ours: latents moved to target and stability, decoded, re-encoded, ranked. unmoved: the same without moving.
+        paper: latents moved to the target as given, the most confident ones. gap: the same for the gap alone.
+        screening, ensemble: all compositions of the window, ranked by one model or by all as ours.
+        window, random: drawn from all neutral compositions with and without the tolerance window.
+        avoid: compositions (data.composition_key) that were proposed before.
+        """
+        if method not in METHODS:
+            raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
+        found = self._found(method, target, seed, starts, steps)
+        found = found.select(np.array([data.composition_key(z) not in avoid for z in found.crystals.numbers], bool))
+        if method in ("window", "random"):
+            rng = np.random.default_rng([seed, zlib.crc32(str(target).encode())])
+            return first_of_each(found.select(rng.permutation(len(found.mean)))).select(slice(count))
+        if method in ("paper", "gap"):
+            return first_of_each(found.select(np.argsort(-found.confidence, kind="stable"))).select(slice(count))
+        return self.ranked(found, target, count)
+
+    def _found(self, method, target, seed, starts, steps):
+        """Everything a method looks at, before it chooses."""
+        if method in ("window", "random", "ensemble"):
+            return self.pool(method != "random")
+        if method == "screening":
+            cells = self.pool(True).crystals
+            return Proposal(cells, *design.predict([self.generator(seed)], cells), np.full(len(cells), np.nan))
+        if method in ("paper", "gap"):
+            wanted = target if method == "paper" else {k: v for k, v in target.items() if k.endswith("gap")}
+            return self.decoded(self.moved(wanted, starts, steps, seed)[-starts:], 1, seed)
+        return self.decoded(self.moved({**target, "stability": 0.0}, starts, steps if method == "ours" else 0, seed), DRAWS, seed)
+
+
+def first_of_each(proposal):
+    """The first of every composition (A/B twins are one)."""
+    keys = [str(data.composition_key(z)) for z in proposal.crystals.numbers]
+    return proposal.select(np.sort(np.unique(keys, return_index=True)[1]) if keys else np.zeros(0, int))
+
+
+def on_target(designer, target, count, **options):
+    """`ours`, only crystals whose predicted gap meets the target. NothingFound (with the nearest) when there is none."""
+    found = designer.propose("ours", target, max(8 * count, 200), **options)
+    miss = designer.missed(found, target)
+    if not (miss <= designer.tolerance).any():
+        raise NothingFound(f"no crystal within {designer.tolerance} eV of {target}; {len(miss)} distinct new ones were looked at, the "
+                           f"nearest misses by {miss.min() if len(miss) else float('nan'):.2f} eV", found.select(np.argsort(miss)[:5]))
+    return found.select(np.flatnonzero(miss <= designer.tolerance)[:count])
+
+
+def _blocks(crystals, size=4000):
+    return [crystals.select(slice(k, k + size)) for k in range(0, len(crystals), size)]

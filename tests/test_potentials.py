@@ -1,0 +1,88 @@
+"""Potentials: names, what `auto` picks, clear errors when weights are missing, the worker in another Python."""
+
+import sys
+
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from meidnet_core import potentials
+from meidnet_core.potentials import PotentialError
+from meidnet_core.worker import WorkerCalculator, WorkerError
+
+EMT = "from ase.calculators.emt import EMT\ndef make(path, device):\n    print('noise')\n    return EMT()\n"
+
+
+@pytest.fixture(autouse=True)
+def nothing_local(monkeypatch):
+    for name in ("MEIDNET_POTENTIALS", "MEIDNET_FAIRCHEM1_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_auto_is_the_best_that_needs_no_download(monkeypatch, tmp_path):
+    assert potentials.pick("auto") == "sevennet-l3i5"
+    monkeypatch.setenv("MEIDNET_POTENTIALS", str(tmp_path))
+    (tmp_path / "mace-omat-0-medium.model").touch()
+    assert potentials.pick("auto") == "mace-omat-0"
+    (tmp_path / "esen_30m_oam.pt").touch()
+    assert potentials.pick("auto") == "mace-omat-0", "eSEN needs its own environment as well"
+    monkeypatch.setenv("MEIDNET_FAIRCHEM1_PYTHON", sys.executable)
+    assert potentials.pick("auto") == "esen-30m-oam"
+
+
+def test_unknown_name_is_told_the_known_ones():
+    with pytest.raises(PotentialError, match="expected auto, esen-30m-oam, uma, mace-omat-0"):
+        potentials.get_calculator("esen")
+
+
+def test_esen_says_what_it_needs():
+    with pytest.raises(PotentialError, match="MEIDNET_FAIRCHEM1_PYTHON.*fairchem-core==1.10.0"):
+        potentials.get_calculator("esen-30m-oam")
+
+
+def test_a_named_checkpoint_must_exist(tmp_path):
+    with pytest.raises(PotentialError, match="none.model does not exist"):
+        potentials.get_calculator("mace-omat-0", checkpoint=tmp_path / "none.model")
+
+
+def test_a_damaged_checkpoint_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEIDNET_POTENTIALS", str(tmp_path))
+    (tmp_path / "mace-mpa-0-medium.model").write_bytes(b"no model")
+    with pytest.raises(PotentialError, match="mace-mpa-0-medium.model.*chgnet"):
+        potentials.get_calculator("mace-mpa-0", "cpu")
+
+
+def test_worker_agrees_with_the_calculator_it_hosts():
+    from ase.calculators.emt import EMT
+    here, there = bulk("Cu").repeat(2), bulk("Cu").repeat(2)
+    here.rattle(0.05, seed=1)
+    there.positions = here.positions
+    here.calc, there.calc = EMT(), WorkerCalculator(sys.executable, EMT_SOURCE)
+    assert there.get_potential_energy() == pytest.approx(here.get_potential_energy())
+    assert there.get_forces() == pytest.approx(here.get_forces()) and there.get_stress() == pytest.approx(here.get_stress())
+
+
+EMT_SOURCE = EMT
+
+
+def test_worker_reports_why_it_cannot():
+    with pytest.raises(WorkerError, match="ZeroDivisionError"):
+        WorkerCalculator(sys.executable, "def make(path, device):\n    1 / 0\n")
+    with pytest.raises(WorkerError, match="cannot be started"):
+        WorkerCalculator("/no/such/python", EMT)
+    atoms = bulk("Xe", "fcc", 5.0)                                   # EMT has no xenon: an answer, and the worker lives on
+    atoms.calc = WorkerCalculator(sys.executable, EMT)
+    with pytest.raises(WorkerError, match="No EMT-potential for Xe"):
+        atoms.get_potential_energy()
+    copper = bulk("Cu")
+    copper.calc = atoms.calc
+    assert np.isfinite(copper.get_potential_energy())
+
+
+def test_a_dead_worker_is_told():
+    atoms = bulk("Cu")
+    atoms.calc = WorkerCalculator(sys.executable, EMT)
+    atoms.calc.process.kill()
+    atoms.calc.process.wait()
+    with pytest.raises(WorkerError, match="gone|ended"):
+        atoms.get_potential_energy()
