@@ -16,7 +16,7 @@ ANIONS = ("H", "N", "O", "F", "S", "Cl", "Se", "Br", "Te", "I")
 RADIOACTIVE = ("Tc", "Pm", "Ac", "Th", "Pa", "U", "Np", "Pu")
 TOXIC = ("Be", "As", "Cd", "Hg", "Tl", "Pb")
 SCARCE = ("Ru", "Rh", "Pd", "Re", "Os", "Ir", "Pt", "Au", "Te")
-METHODS = ("ours", "unmoved", "paper", "gap", "screening", "ensemble", "window", "random")
+METHODS = ("ours", "strict", "unmoved", "paper", "gap", "screening", "ensemble", "window", "random")
 EXCHANGE = 0.1                 # eV/atom of predicted stability that a miss of the gap by 1 eV (beyond the tolerance) is worth
 STEP, SNAPSHOTS = 0.03, 4      # learning rate of Adam on latents; how often they are decoded on their way
 DRAWS, SAMPLING = 8, 6.0       # compositions per latent, and the temperature at which they are drawn
@@ -195,7 +195,8 @@ class Designer:
     def propose(self, method, target, count, seed=0, starts=1024, steps=40, avoid=frozenset()):
         """Proposal of `count` crystals for one target {label: value}; fewer when the method finds fewer. No composition twice.
 
-        ours: latents moved to target and stability, decoded, re-encoded, ranked. unmoved: the same without moving.
+        ours: latents moved to target and stability, decoded, re-encoded, ranked. strict: the same, nearest to the target first.
+        unmoved: as ours without moving.
         paper: latents moved to the target as given, the most confident ones. gap: the same for the gap alone.
         screening, ensemble: all compositions of the window, ranked by one model or by all as ours.
         window, random: drawn from all neutral compositions with and without the tolerance window.
@@ -208,8 +209,9 @@ class Designer:
         if method in ("window", "random"):
             rng = np.random.default_rng([seed, zlib.crc32(str(target).encode())])
             return first_of_each(found.select(rng.permutation(len(found.mean)))).select(slice(count))
-        if method in ("paper", "gap"):
-            return first_of_each(found.select(np.argsort(-found.confidence, kind="stable"))).select(slice(count))
+        if method in ("paper", "gap", "strict"):
+            key = self.missed(found, target) if method == "strict" else -found.confidence
+            return first_of_each(found.select(np.argsort(key, kind="stable"))).select(slice(count))
         return self.ranked(found, target, count)
 
     def _found(self, method, target, seed, starts, steps):
@@ -222,7 +224,7 @@ class Designer:
         if method in ("paper", "gap"):
             wanted = target if method == "paper" else {k: v for k, v in target.items() if k.endswith("gap")}
             return self.decoded(self.moved(wanted, starts, steps, seed)[-starts:], 1, seed)
-        return self.decoded(self.moved({**target, "stability": 0.0}, starts, steps if method == "ours" else 0, seed), DRAWS, seed)
+        return self.decoded(self.moved({**target, "stability": 0.0}, starts, 0 if method == "unmoved" else steps, seed), DRAWS, seed)
 
 
 def first_of_each(proposal):

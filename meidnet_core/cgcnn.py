@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import checkpoint, crystal, data, experiments, metrics, results
+from . import checkpoint, crystal, data, experiments, metrics, oqmd, results
 from .config import Config
 from .losses import property_loss
 from .train import Run, bar, make_optimizer, pick_device, train_epoch
@@ -29,6 +29,8 @@ KS = (1, 2, 3, 5, 8, 12, 20, 30)                     # numbers of nearest neighb
 # width: atom features, blocks: convolutions, rbf: Gaussians from 0 to the cutoff.
 SETTINGS = Config(name="cgcnn", labels=("dir_gap", "heat_all"), width=64, blocks=3, rbf=41, cutoff=8.0, optimizer="adamw",
                   schedule="onecycle", lr=5e-3, weight_decay=0.01, clip=1.0, curriculum="none", batch=128, epochs=35)
+# The judge of Figure S3: another model, another fold (FOLD) and another seed than those that propose. PBE gaps of OQMD.
+INDEPENDENT, FOLD = SETTINGS.with_(name="independent", dataset="oqmd_abx3", labels=("pbe_gap",), seed=7, epochs=60), 1
 USED = ("name dataset split_scheme labels width blocks rbf cutoff optimizer schedule curriculum lr weight_decay clip "
         "batch epochs seed").split()
 
@@ -245,7 +247,8 @@ def load(path, device="cpu"):
 
 def record(cfg):
     """Train (or go on), score the test split once, write run file and checkpoint; returns the metrics."""
-    sets, scheme = {s: data.load(cfg.dataset, s, cfg.split_scheme) for s in data.SPLITS}, experiments.scheme_of(cfg)
+    load = own_fold if cfg.dataset == "oqmd_abx3" else lambda s: data.load(cfg.dataset, s, cfg.split_scheme)
+    sets, scheme = {s: load(s) for s in data.SPLITS}, experiments.scheme_of(cfg)
     run = train_cgcnn(cfg, sets["train"], sets["val"], state=experiments.RUNS / path_of(cfg).name)
     common = {"config": {k: v for k, v in cfg.to_dict().items() if k in USED}, "seed": cfg.seed, "data_set": cfg.dataset,
               "split": f"{scheme}test", "metrics": score(predict(run.model, sets["test"]), _labels(sets["test"], cfg.labels), cfg.labels)}
@@ -254,6 +257,18 @@ def record(cfg):
     checkpoint.write(path_of(cfg), run.model.state_dict(), {**common, "shape": asdict(run.model.shape), "history": run.history,
                      "seconds": run.seconds, "licence": "weights CC BY 4.0, data see data/README.md"})
     return common["metrics"]
+
+
+def own_fold(split):
+    """Cubic OQMD cells split by composition, 80/10/10, by another draw than that of oqmd.load."""
+    cells, (low, high) = oqmd.cubic(), oqmd.SHARES[split]
+    place = oqmd.position(cells.numbers, FOLD)
+    return cells.select((place >= low) & (place < high), split)
+
+
+def independent():
+    """The committed judge of Figure S3; checkpoint.CheckpointError when it is not there."""
+    return load(path_of(INDEPENDENT))[0]
 
 
 # ---- rivals that learn nothing ------------------------------------------------------------------
@@ -297,9 +312,10 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=SETTINGS.epochs)
     parser.add_argument("--split-scheme", default="cdvae", choices=["cdvae", "grouped"])
-    args = parser.parse_args()
+    parser.add_argument("--independent", action="store_true", help="the judge of generated crystals instead: PBE gaps of OQMD")
+    args = vars(parser.parse_args())
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    for key, value in record(SETTINGS.with_(**vars(args))).items():
+    for key, value in record(INDEPENDENT if args.pop("independent") else SETTINGS.with_(**args)).items():
         print(f"{key:20s} {value:.4f}")
 
 

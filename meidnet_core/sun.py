@@ -140,8 +140,7 @@ def run(tool, method, seed, potential="sevennet-0", per_target=PER_TARGET, tag="
     table = judge(cells, table, rows, hull.corrections(potential))
     m = rates(table, budget) | {"seconds_propose": seconds}
     claims = {c: m[k] for c, k in CLAIMS.items()} if method == "ours" and not tag else {}
-    kept = "formula target pbe_gap dir_gap heat_all stability e_above_hull unique new_training new_anywhere status".split()
-    curve = {k: [None if v != v else round(v, 4) if isinstance(v, float) else v for v in table[k].tolist()] for k in kept}
+    curve = columns(table, "formula target pbe_gap dir_gap heat_all stability e_above_hull unique new_training new_anywhere status")
     config = {"potential": potential, "hull": "list", "start": "ideal", "targets": targets(method), "models": len(tool.models),
               "per_target": per_target}
     claims = {k: {"value": v, "split": f"generated ({potential}, list hull)"} for k, v in claims.items()}
@@ -159,7 +158,7 @@ def ceiling(tool, potential="sevennet-0", **options):
     start, pool, budget = time.time(), tool.pool(True), PER_TARGET * len(GAPS)
     cells = matching.true_cells(pool.crystals)
     rows = relax.relax_all(cells, hull.default_path(potential, "cells"), potential, **options)["ideal"]
-    plain = {l: pool.mean[:, i] for i, l in enumerate(tool.labels)} | {"target": np.nan, "formula": ["".join(c[1][:3]) + "3" for c in cells]}
+    plain = {l: pool.mean[:, i] for i, l in enumerate(tool.labels)} | {"formula": ["".join(c[1][:3]) + "3" for c in cells]}
     table = judge(cells, pd.DataFrame(plain), rows, hull.corrections(potential))
     key = table.formula.index.map(lambda i: hull.reduced(cells[i][1]))
     best = table.assign(key=key).sort_values("e_above_hull").drop_duplicates("key")                 # of A/B twins the stabler
@@ -169,12 +168,17 @@ def ceiling(tool, potential="sevennet-0", **options):
         for where in ("training", "anywhere"):
             count = int(((best.e_above_hull <= limit) & best[f"new_{where}"]).sum())
             m |= {f"stable_{name}_{where}": count, f"highest_sun_{name}_{where}": 100 * min(count, budget) / budget}
-    curve = {k: [None if v != v else round(v, 4) if isinstance(v, float) else v for v in table[k].tolist()]
-             for k in ("formula", "stability", "pbe_gap", "e_above_hull", "new_anywhere")}
-    results.write_run("sun-ceiling", "window", config={"potential": potential, "hull": "list", "start": "ideal", "models": len(tool.models)},
-                      seed=None, data_set="extended", split="all neutral ABX3 of the window", n=len(table), metrics=m, claims={}, curve=curve,
-                      wall_time_s=time.time() - start)
+    config = {"potential": potential, "hull": "list", "start": "ideal", "models": len(tool.models)}
+    results.write_run("sun-ceiling", "window", config=config, seed=None, data_set="extended", split="all neutral ABX3 of the window",
+                      n=len(table), metrics=m, claims={}, wall_time_s=time.time() - start,
+                      curve=columns(table, "formula stability pbe_gap e_above_hull new_anywhere"))
     return table
+
+
+def columns(table, names):
+    """Columns of a table as lists for JSON: four decimals, NaN as None."""
+    plain = lambda v: None if v != v else round(v, 4) if isinstance(v, float) else v
+    return {k: [plain(v) for v in table[k].tolist()] for k in names.split()}
 
 
 def done(method, seed, tag=""):

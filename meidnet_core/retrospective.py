@@ -1,0 +1,91 @@
+"""Would the model have found them? Proposals against OQMD materials that training never saw, by their DFT labels.
+
+    python -m meidnet_core.retrospective --seeds 5
+
+Held out: the compositions of OQMD's `val` and `test` (oqmd.load), which training saw in no data set. A hit is a proposal,
+A and B in their places, that is a held-out cell and meets the target by DFT: PBE gap in the window, at most 0.1 eV/atom
+above the OQMD hull. Most good proposals are no hits, since OQMD was asked about a part of all compositions only; the rate is
+compared with the one that drawing at random from the same enumeration gives.
+"""
+
+import argparse
+import time
+
+import numpy as np
+
+from . import candidates, oqmd, results, sun
+
+WINDOWS = {"any gap": (0.0, 99.0), "0.5 - 2 eV": (0.5, 2.0), "2 - 4 eV": (2.0, 4.0), "above 4 eV": (4.0, 99.0)}
+LIMIT, SIZES = 0.1, (35, 140)                     # eV/atom above the hull; how many proposals are looked at
+METHODS = ("ours", "unmoved", "screening", "ensemble", "window", "random")
+
+
+def held_out():
+    """{(A, B, X): (gap, stability)} by DFT of the OQMD cells whose composition training never saw."""
+    known = oqmd.cubic()
+    rows = np.flatnonzero(oqmd.position(known.numbers) >= oqmd.SHARES["train"][1])
+    gap, stability = (known.labels[:, known.label_names.index(l)] for l in ("pbe_gap", "stability"))
+    return {tuple(int(z) for z in known.numbers[i, :3]): (float(gap[i]), float(stability[i])) for i in rows}
+
+
+def meets(labels, window):
+    return window[0] <= labels[0] <= window[1] and labels[1] <= LIMIT
+
+
+def targets(window):
+    """What the model is asked: the middle of a bounded gap window, its lower end plus 1 eV otherwise; nothing for any gap."""
+    low, high = window
+    return {} if low <= 0 else {"pbe_gap": (low + high) / 2 if high < 90 else low + 1}
+
+
+def inside(tool, proposal, window, count):
+    """The `count` proposals of lowest predicted stability whose predicted gap lies in the window, the others after them."""
+    gap, stability = (proposal.mean[:, tool.labels.index(l)] for l in ("pbe_gap", "stability"))
+    miss = np.maximum(window[0] - gap, 0) + np.maximum(gap - window[1], 0)
+    order = np.lexsort((stability + proposal.spread[:, tool.labels.index("stability")], np.maximum(miss - tool.tolerance, 0)))
+    return candidates.first_of_each(proposal.select(order)).select(slice(count))
+
+
+def chosen(tool, method, window, seed):
+    """max(SIZES) proposals of a method for a window; random methods draw, the others rank what they find."""
+    if method in ("window", "random"):
+        return tool.propose(method, targets(window) or {"any": 0.0}, max(SIZES), seed)
+    return inside(tool, tool._found(method, targets(window), seed, 1024, 40), window, max(SIZES))
+
+
+def run(tool, method, seed):
+    """Hits and enrichment of one method and seed over all windows; writes data/results/retrospective-<method>/seed<seed>.json."""
+    start, truth, m = time.time(), held_out(), {}
+    key = lambda numbers: tuple(int(z) for z in numbers[:3])
+    pool = set(map(key, tool.pool(False).crystals.numbers))
+    for name, window in WINDOWS.items():
+        p = chosen(tool, method, window, seed)
+        good = {k for k, labels in truth.items() if k in pool and meets(labels, window)}
+        hit, chance = np.array([key(n) in good for n in p.crystals.numbers], bool), len(good) / len(pool)
+        m |= {f"possible_{name}": len(good), f"chance_{name}": chance}
+        for size in SIZES:
+            rate = float(hit[:size].sum()) / size
+            m |= {f"hits_{size}_{name}": int(hit[:size].sum()), f"precision_{size}_{name}": 100 * rate,
+                  f"enrichment_{size}_{name}": rate / chance if chance else 0.0}
+    config = {"limit": LIMIT, "windows": {k: list(v) for k, v in WINDOWS.items()}, "models": len(tool.models)}
+    results.write_run(f"retrospective-{method}", f"seed{seed}", config=config, seed=seed, data_set="oqmd_abx3", n=len(truth), metrics=m,
+                      split="val and test compositions, unseen in training", claims={}, wall_time_s=time.time() - start)
+    return m
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    args = parser.parse_args()
+    tool = sun.designer(symmetrize=True)
+    for seed in range(args.seeds):
+        for method in args.methods:
+            if not (results.RESULTS / f"retrospective-{method}" / f"seed{seed}.json").exists():
+                m = run(tool, method, seed)
+                shown = [f"{k[15:]} {v:.1f}" for k, v in m.items() if k.startswith("enrichment_140")]
+                print(f"{method}/seed{seed}, enrichment at 140: {', '.join(shown)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
