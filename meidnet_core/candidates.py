@@ -74,6 +74,8 @@ def enumerate_abx3(elements, sites):
 
 def obeyed(numbers, lattice, frac, window=True):
     """(M,) bool: neutral, elements in their roles, no short distance, tolerance factor in the window if asked."""
+    if len(numbers) == 0:
+        return np.zeros(0, bool)
     terms = perovskite.of_crystals(numbers, lattice, frac)
     return np.all([terms[k] < 1e-4 for k in ("charge", "roles", "distance", *(("tolerance",) if window else ()))], 0)
 
@@ -177,7 +179,7 @@ class Designer:
             lattice, frac = design.geometry(model, cells)
             cells.lattice[:] = np.where(np.arange(6) < 3, lattice[:, :3].mean(1, keepdims=True), 90.0) if self.symmetrize else lattice
             cells.frac[:] = cells.frac if self.symmetrize else crystal.PEROVSKITE + crystal.wrap(frac - crystal.PEROVSKITE)
-        ok = obeyed(cells.numbers, cells.lattice, cells.frac) if len(rows) else np.zeros(0, bool)
+        ok = obeyed(cells.numbers, cells.lattice, cells.frac)
         return self.judged(cells.select(ok), confidence[rows][ok])
 
     def missed(self, proposal, target):

@@ -1,0 +1,173 @@
+"""Candidates: filters, enumeration against known formulas, methods that keep their promises, an honest empty answer."""
+
+import numpy as np
+import pytest
+import torch
+
+from meidnet_core import candidates, crystal, data, design, ions, oqmd
+from meidnet_core.candidates import Designer, NothingFound
+from meidnet_core.config import EXTENDED
+from meidnet_core.model import MEIDNet
+from meidnet_core.train import shape_of
+
+ELEMENTS = ("Li", "O", "F", "Na", "Mg", "S", "Cl", "K", "Ca", "Ti", "Rb", "Sr", "Zr", "Sn", "Cs", "Ba", "Pb")
+
+
+def numbers_of(*formulas):
+    return np.array([[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in formulas], np.int16)
+
+
+@pytest.fixture(scope="module")
+def train():
+    numbers = numbers_of(("Sr", "Ti", "O"), ("Ba", "Ti", "O"), ("K", "Mg", "F"), ("Cs", "Pb", "Cl"), ("Ba", "Zr", "S"), ("Na", "Mg", "F"),
+                         ("Li", "Sn", "Cl"), ("Rb", "Ca", "F"))
+    labels = np.random.default_rng(0).random((len(numbers), 5))
+    return oqmd.cells("extended", "train", [str(i) for i in range(len(numbers))], numbers, np.linspace(3.9, 5.5, len(numbers)), labels)
+
+
+@pytest.fixture(scope="module")
+def tool(train):
+    torch.manual_seed(0)
+    cfg = EXTENDED.with_(width=16, edge_width=8, latent=16, blocks=1)
+    tensors = data.to_tensors(train, ELEMENTS, cfg.labels)
+    models = [MEIDNet(cfg, shape_of(tensors, ELEMENTS, cfg, ions.descriptors(ELEMENTS))).eval() for _ in range(2)]
+    return Designer(models, train, symmetrize=True)
+
+
+def formulas(proposal):
+    return [proposal.crystals.formula(i) for i in range(len(proposal.crystals))]
+
+
+# ---- filters and enumeration --------------------------------------------------------------------
+
+def test_sites_take_cations_and_anions():
+    sites = candidates.sites_of(ELEMENTS)
+    at = lambda k: {e for e, ok in zip(ELEMENTS, sites[k]) if ok}
+    assert at(2) == at(4) == {"O", "F", "S", "Cl"} and not at(0) & at(2) and {"Sr", "Ti"} <= at(1)
+    without = candidates.sites_of(ELEMENTS, exclude=candidates.TOXIC + ("Cl",))
+    assert not without[0, ELEMENTS.index("Pb")] and not without[2, ELEMENTS.index("Cl")]
+    only = candidates.sites_of(ELEMENTS, include=("K", "Mg", "F"))
+    assert only.sum(1).tolist() == [2, 2, 1, 1, 1]
+
+
+def test_impossible_filters_are_told():
+    with pytest.raises(ValueError, match="unknown element Xx"):
+        candidates.sites_of(ELEMENTS, exclude=("Xx",))
+    with pytest.raises(ValueError, match="leave 1 elements for A and B and 0 for X"):
+        candidates.sites_of(ELEMENTS, include=("K",))
+
+
+@pytest.mark.parametrize("formula, neutral, window", [(("Sr", "Ti", "O"), True, True), (("K", "Mg", "F"), True, True),
+                                                      (("Cs", "Sn", "Cl"), True, True), (("Na", "Ti", "O"), False, False),
+                                                      (("K", "Mg", "O"), False, False), (("Mg", "Ba", "F"), False, False),
+                                                      (("Mg", "Sn", "S"), True, False)])
+def test_known_formulas(formula, neutral, window):
+    cells = candidates.ideal(numbers_of(formula), lambda n: np.full(len(n), 4.5))
+    assert candidates.obeyed(cells.numbers, cells.lattice, cells.frac, window=False)[0] == neutral
+    assert candidates.obeyed(cells.numbers, cells.lattice, cells.frac)[0] == window
+
+
+def test_enumeration_is_complete_and_pools_hold_what_is_new(tool):
+    everything = candidates.enumerate_abx3(ELEMENTS, tool.sites)
+    assert len(everything) == 13 * 12 * 4 and len(np.unique(everything, axis=0)) == len(everything)
+    inside, neutral = tool.pool(True), tool.pool(False)
+    assert set(formulas(inside)) < set(formulas(neutral)) and len(inside.mean) == len(inside.crystals)
+    keys = candidates.seen(tool.train)
+    assert not any(data.composition_key(z) in keys for z in neutral.crystals.numbers), "training compositions are not proposed"
+    assert "CaTiO3" in formulas(inside) and "SrTiO3" not in formulas(inside) and "TiSrO3" not in formulas(neutral)
+
+
+def test_lattice_constants_add_up(train):
+    estimate = candidates.CubicConstant(train, ridge=1e-3)
+    assert np.abs(estimate(train.numbers) - train.lattice[:, 0]).max() < 0.05
+
+
+# ---- proposals ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("method", candidates.METHODS)
+def test_every_method_proposes_new_neutral_distinct_cells(tool, method):
+    target = {"dir_gap": 1.0, "heat_all": 0.0} if method in ("paper", "gap") else {"pbe_gap": 1.0}
+    p = tool.propose(method, target, 6, starts=32, steps=4)
+    keys = [data.composition_key(z) for z in p.crystals.numbers]
+    assert len(set(keys)) == len(keys) <= 6 and not set(keys) & tool.known
+    cells = p.crystals
+    assert candidates.obeyed(cells.numbers, cells.lattice, cells.frac, window=method != "random").all()
+    assert p.mean.shape == p.spread.shape == (len(keys), 5) and np.isfinite(p.mean).all()
+    assert np.isnan(p.confidence).all() == (method in ("screening", "ensemble", "window", "random")) or not len(keys)
+
+
+def test_what_was_proposed_is_not_proposed_again(tool):
+    first = tool.propose("window", {"pbe_gap": 1.0}, 5)
+    taken = candidates.seen(first.crystals)
+    again = tool.propose("window", {"pbe_gap": 1.0}, 50, avoid=taken)
+    assert not candidates.seen(again.crystals) & taken
+
+
+def test_seeds_repeat_and_differ(tool):
+    a, b, c = (formulas(tool.propose("random", {"pbe_gap": 1.0}, 8, seed=s)) for s in (0, 0, 1))
+    assert a == b != c
+
+
+def test_ranking_prefers_stable_and_on_target(tool):
+    pool = tool.pool(True)
+    i, g = tool.labels.index("stability"), tool.labels.index("pbe_gap")
+    mean = np.zeros_like(pool.mean)
+    mean[:, i], mean[:, g] = np.linspace(0, 1, len(mean)), 1.0
+    fake = candidates.Proposal(pool.crystals, mean, np.zeros_like(mean), pool.confidence)
+    assert formulas(tool.ranked(fake, {"pbe_gap": 1.0}, 3))[0] == formulas(pool)[0]
+    mean[0, g] = 30.0                                                # far off the target: no longer first
+    assert formulas(tool.ranked(fake, {"pbe_gap": 1.0}, 3))[0] == formulas(pool)[1]
+
+
+def test_decoded_geometry_or_the_ideal_cube(tool, train):
+    z = tool.moved({"pbe_gap": 1.0}, 64, 4)
+    free = Designer(tool.models, train)
+    a, b = free.decoded(z), tool.decoded(z)
+    assert (b.crystals.frac == crystal.PEROVSKITE).all() and (b.crystals.lattice[:, :1] == b.crystals.lattice[:, :3]).all()
+    assert len(a.mean) == 0 or not (a.crystals.frac == crystal.PEROVSKITE).all()
+
+
+def test_bad_requests(tool):
+    with pytest.raises(ValueError, match="method 'magic': expected one of ours"):
+        tool.propose("magic", {"pbe_gap": 1.0}, 3)
+    with pytest.raises(ValueError, match="target hardness: the model knows dir_gap"):
+        tool.propose("ours", {"hardness": 1.0}, 3, starts=8, steps=4)
+
+
+def test_an_impossible_target_gets_an_honest_empty_answer(tool):
+    with pytest.raises(NothingFound, match="no crystal within 0.1 eV of .*500.*nearest misses by") as error:
+        candidates.on_target(tool, {"pbe_gap": 500.0}, 5, starts=32, steps=4)
+    assert 0 < len(error.value.nearest.mean) <= 5
+
+
+# ---- latents ------------------------------------------------------------------------------------
+
+def test_descent_lowers_what_it_is_asked(tool):
+    model = tool.models[0]
+    goal = design.standard(model, {"pbe_gap": 0.7, "stability": 0.2})
+    loss = design.objective(model, goal, sites=tool.sites, below=("stability",))
+    start = design.starts(model, tool.latents(model), goal, 24)
+    end, _ = design.descend(loss, start, 40, 0.05)
+    assert (loss(end, start) < 0.95 * loss(start, start)).all()
+    assert torch.allclose(end.norm(dim=1), start.norm(dim=1), atol=1e-5) and end.isfinite().all()
+
+
+def test_only_an_excess_of_a_bounded_label_counts():
+    predicted, goal = torch.tensor([[0.0, -1.0], [0.0, 1.0]]), torch.tensor([0.0, 0.0])
+    assert design.miss(predicted, goal, torch.tensor([False, True])).tolist() == [0.0, 0.5]
+
+
+def test_the_soft_crystal_equals_the_hard_one_when_it_is_sure(tool):
+    """Re-encoding probabilities that are 0 or 1 is encoding the crystal."""
+    model, cells = tool.models[0], tool.train
+    batch = design.unlabelled(model, cells)
+    p = torch.nn.functional.one_hot(batch["species"], len(ELEMENTS)).float()
+    soft = design.reencode(model, p, batch["lattice"], batch["frac"])
+    z_c, y_c = model.embed_structure(batch)
+    assert torch.allclose(soft, model.properties_alone(y_c, z_c), atol=1e-5)
+
+
+def test_three_x_sites_share_their_element(tool):
+    species, confidence = design.decode(tool.models[0], torch.randn(10, 16), tool.sites, draws=4, temperature=5.0)
+    assert species.shape == (40, 5) and (species[:, 2:] == species[:, 2:3]).all() and ((confidence >= 0) & (confidence <= 1)).all()
+    assert all(tool.sites[k, s] for row in species for k, s in enumerate(row))

@@ -1,0 +1,38 @@
+"""Retrospective discovery: what is held out, what counts as a hit."""
+
+import numpy as np
+
+from meidnet_core import candidates, crystal, oqmd, retrospective
+
+
+def test_held_out_are_the_compositions_that_training_lacks(monkeypatch):
+    numbers = np.array([[a, b, 8, 8, 8] for a in range(20, 31) for b in range(20, 31) if a != b], np.int16)
+    labels = np.tile([np.nan, np.nan, 1.5, -2.0, 0.05], (len(numbers), 1))
+    cells = oqmd.cells("oqmd_abx3", "all", [str(i) for i in range(len(numbers))], numbers, np.full(len(numbers), 4.0), labels)
+    monkeypatch.setattr(oqmd, "cubic", lambda: cells)
+    truth = retrospective.held_out()
+    place = oqmd.position(numbers)
+    assert len(truth) == (place >= 0.8).sum() and set(truth.values()) == {(1.5, 0.05)}
+
+
+def test_a_hit_meets_gap_and_hull_by_dft():
+    assert retrospective.meets((1.0, 0.1), (0.5, 2.0)) and not retrospective.meets((1.0, 0.11), (0.5, 2.0))
+    assert not retrospective.meets((2.1, 0.0), (0.5, 2.0)) and not retrospective.meets((np.nan, np.nan), (0.0, 99.0))
+
+
+def test_what_is_asked_lies_in_the_window():
+    for name, (low, high) in retrospective.WINDOWS.items():
+        asked = retrospective.targets((low, high))
+        assert asked == {} if name == "any gap" else low < asked["pbe_gap"] < high
+
+
+def test_ranking_puts_the_window_first():
+    class Tool:
+        labels, tolerance = list(oqmd.LABELS), 0.1
+    numbers = np.array([[crystal.atomic_number(e) for e in f] for f in (("Sr", "Ti", "O", "O", "O"), ("Ba", "Zr", "O", "O", "O"),
+                                                                       ("Ca", "Sn", "O", "O", "O"))], np.int16)
+    cells = oqmd.cells("x", "all", ["0", "1", "2"], numbers, np.full(3, 4.0), np.full((3, 5), np.nan))
+    mean = np.zeros((3, 5))
+    mean[:, 2], mean[:, 4] = [5.0, 1.0, 1.5], [0.0, 0.3, 0.2]
+    p = retrospective.inside(Tool, candidates.Proposal(cells, mean, np.zeros((3, 5)), np.full(3, np.nan)), (0.5, 2.0), 3)
+    assert [p.crystals.formula(i) for i in range(3)] == ["CaSnO3", "BaZrO3", "SrTiO3"]

@@ -1,0 +1,68 @@
+"""Stable, unique, novel: counting, matching, intervals."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from meidnet_core import checkpoint, crystal, experiments, hull, stability, sun
+
+
+def relaxed(a, *symbols, frac=crystal.PEROVSKITE):
+    return {"symbols": list(symbols), "lattice": [a] * 3 + [90.0] * 3, "frac": frac.tolist(), "status": "ok"}
+
+
+def test_equal_crystals_are_counted_once():
+    rows = [relaxed(4.0, "Sr", "Ti", "O", "O", "O"), relaxed(4.05, "Sr", "Ti", "O", "O", "O"), relaxed(4.0, "Ti", "Sr", "O", "O", "O"),
+            {"symbols": ["Sr", "Ti", "O", "O", "O"], "status": "exploded: volume x 9"}, relaxed(4.0, "Ba", "Ti", "O", "O", "O")]
+    assert sun.unique(rows).tolist() == [True, False, True, True, True]
+
+
+def test_formulas_are_the_same_however_written():
+    written = hull.reduced(["Ti", "O", "Sr", "O", "O"]), hull.reduced(["Sr", "Ti", "O", "O", "O"] * 2), hull.whole({"O": 6, "Sr": 2, "Ti": 2})
+    assert len(set(written)) == 1
+
+
+def test_novelty_is_told_for_each_reference(monkeypatch):
+    known = {"training": [["Sr", "Ti", "O", "O", "O"]], "mp_20": [["Ba", "Ti", "O", "O", "O"]], "list": [], "oqmd": []}
+    monkeypatch.setattr(sun, "known_formulas", lambda r: {hull.reduced(s) for s in known[r]})
+    assert sun.novelty(["Ti", "Sr", "O", "O", "O"]) == {"training": False, "mp_20": True, "list": True, "oqmd": True}
+    keys = sun.known_everywhere()
+    assert ((8, 22, 38), (3, 1, 1)) in keys and len(keys) == 2
+
+
+def table(**columns):
+    base = {"e_above_hull": [0.05, -0.01, 0.2, np.nan], "unique": [True, True, True, True], "pbe_gap": [1.0, 2.0, 1.0, 1.0], "target": 1.0,
+            **{f"new_{r}": True for r in (*sun.REFERENCES, "anywhere")}}
+    return pd.DataFrame(base | columns)
+
+
+def test_rates_count_against_the_budget():
+    m = sun.rates(table(), 5)
+    assert m["sun_100_training"] == 40 and m["sun_0_anywhere"] == 20 and m["count_100_training"] == 2 and m["candidates"] == 4
+    assert m["on_target_sun"] == 20
+    assert sun.rates(table(unique=[True, False, True, True]), 5)["sun_100_training"] == 20
+    m = sun.rates(table(new_mp_20=[False, True, True, True]), 5)
+    assert (m["sun_100_training"], m["sun_100_mp_20"]) == (40, 20)
+
+
+def test_interval_of_a_rate():
+    low, high = sun.interval(19, 140)
+    assert low == pytest.approx(8.4, abs=0.1) and high == pytest.approx(20.4, abs=0.1)      # Clopper and Pearson 1934
+    assert sun.interval(0, 10)[0] == 0 and sun.interval(10, 10)[1] == 100
+
+
+def test_without_a_model_the_designer_says_how_to_get_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="experiments extended"):
+        sun.designer()
+
+
+def test_agreement_at_a_threshold():
+    ours, reference = np.array([0.0, 0.05, 0.3, 0.2]), np.array([0.0, 0.2, 0.05, 0.3])
+    assert stability.agreement(ours, reference, 0.1) == {"accuracy": 50.0, "precision": 50.0, "recall": 50.0}
+    assert stability.agreement(ours + 1, reference, 0.1)["precision"] is None
+
+
+def test_columns_are_plain_json():
+    frame = pd.DataFrame({"a": [1.23456, np.nan], "b": ["x", "y"], "c": [True, False]})
+    assert sun.columns(frame, "a b c") == {"a": [1.2346, None], "b": ["x", "y"], "c": [True, False]}
