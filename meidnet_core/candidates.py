@@ -108,6 +108,13 @@ def seen(crystals):
     return {data.composition_key(z) for z in crystals.numbers}
 
 
+def counts(crystals):
+    """{symbol: number of cells that hold it}: how often a model has seen an element."""
+    rows = [np.unique(z[z > 0]) for z in crystals.numbers]
+    z, n = np.unique(np.concatenate(rows), return_counts=True)
+    return {crystal.symbol(k): int(c) for k, c in zip(z, n)}
+
+
 # ---- proposals ----------------------------------------------------------------------------------
 
 class Designer:
