@@ -44,6 +44,14 @@ def reduced(symbols):
     return whole({e: symbols.count(e) for e in set(symbols)})
 
 
+def sites_in(formula):
+    """("A", "B", "X") of a formula ABX3 in that order; HullError when it is none."""
+    found = re.fullmatch(r"([A-Z][a-z]?)([A-Z][a-z]?)([A-Z][a-z]?)3", formula)
+    if not found:
+        raise HullError(f"{formula!r} is no formula ABX3")
+    return found.groups()
+
+
 # ---- elemental references and corrections -------------------------------------------------------
 
 @lru_cache(None)

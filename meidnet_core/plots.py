@@ -190,3 +190,73 @@ def structure_of(cell):
     """pymatgen Structure of a decoded cell (lattice, symbols, frac)."""
     from .crystal import to_structure
     return to_structure(*cell)
+
+
+# ---- generated crystals -------------------------------------------------------------------------
+
+def hull_check(fit, validation):
+    """How far a potential's energies can be put on a DFT hull: ground states before and after correction, known ABX3 against OQMD."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.2))
+    c, test = {k: np.array(v) for k, v in fit["curve"].items()}, np.array(fit["curve"]["test"])
+    bins = np.linspace(-0.3, 1.2, 61)
+    for key, color, name in (("before", ORANGE, "uncorrected"), ("after", BLUE, "corrected")):
+        error, mae = np.clip((c[key] - c["listed"])[test], *bins[[0, -1]]), 1000 * fit["metrics"][f"mae_{key}"]
+        left.hist(error, bins, color=color, alpha=0.65, label=f"{name}: MAE {mae:.0f} meV/atom")
+    left.set(xlabel="formation energy, potential - list (eV/atom)", ylabel="ground states not used in the fit", yscale="log")
+    x, y = (np.array(validation["curve"][k], float) for k in ("oqmd", "ours"))
+    right.scatter(x, y, s=12, color=BLUE, alpha=0.6, edgecolors="none")
+    right.axline((0, 0), slope=1, color=BLACK, lw=1)
+    right.axhline(0.1, color=RED, ls="--", lw=1)
+    right.axvline(0.1, color=RED, ls="--", lw=1, label="0.1 eV/atom")
+    right.set(xlabel="OQMD, DFT, own hull (eV/atom)", ylabel="potential on the list hull (eV/atom)", title=f"{len(x)} known cubic ABX$_3$",
+              xlim=(-0.05, 1), ylim=(-0.25, 1))
+    for ax in (left, right):
+        ax.legend(fontsize=8.5)
+    fig.tight_layout()
+    return fig
+
+
+def e_above_hull(groups, names):
+    """Figure 3a: distribution of the energy above hull of all candidates, groups {method: (M,) eV/atom}."""
+    fig, ax = plt.subplots(figsize=(8, 3.8))
+    bins = np.linspace(-0.25, 1.5, 71)
+    for (method, values), color in zip(groups.items(), (BLUE, ORANGE, GREEN, PURPLE, BLACK)):
+        values = np.clip(values[np.isfinite(values)], bins[0], bins[-1])
+        ax.hist(values, bins, density=True, histtype="step", lw=2, color=color, label=f"{names[method]} (n = {len(values)})")
+    ax.axvline(0.1, color=RED, ls="--", lw=1.2, label="threshold 0.1 eV/atom")
+    ax.set(xlabel="energy above the list hull (eV/atom; last bin: above 1.5)", ylabel="density")
+    ax.legend(fontsize=8.5)
+    return fig
+
+
+def rate_bars(rows, paper=None, ceiling=None, label="SUN rate (%)"):
+    """Horizontal bars with intervals: rows of (name, rate, low, high) in %; the paper's value and the ceiling as lines."""
+    fig, ax = plt.subplots(figsize=(8.5, 0.42 * len(rows) + 1.3))
+    y = np.arange(len(rows))[::-1]
+    rate, low, high = (np.array([r[k] for r in rows]) for k in (1, 2, 3))
+    error = [np.maximum(rate - low, 0), np.maximum(high - rate, 0)]
+    ax.barh(y, rate, xerr=error, color=[BLUE] + [SKY] * (len(rows) - 1), capsize=3, height=0.65)
+    for value, where, text, color in ((paper, "--", "paper", BLACK), (ceiling, ":", "all of the window", RED)):
+        if value is not None:
+            ax.axvline(value, color=color, ls=where, lw=1.5, label=f"{text}: {value:g}")
+    ax.set_yticks(y, [r[0] for r in rows])
+    ax.set(xlabel=label, xlim=(0, None))
+    if paper is not None or ceiling is not None:
+        ax.legend(fontsize=8.5, loc="lower right")
+    fig.tight_layout()
+    return fig
+
+
+def gap_parity(table, mae):
+    """Figure S3: gap read by the independent CGCNN against the target, and against the model's own prediction."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4))
+    jitter = np.random.default_rng(0).uniform(-0.03, 0.03, len(table))
+    left.scatter(table.target + jitter, table.cgcnn, s=14, color=BLUE, alpha=0.6, edgecolors="none", label="candidates")
+    left.plot([0.7, 1.6], [0.7, 1.6], color=BLACK, lw=1, label="paper: MAE 0.02 eV")
+    left.set(xlabel="target PBE gap (eV)", ylabel="independent CGCNN (eV)", title=f"MAE {mae:.2f} eV")
+    right.errorbar(table.pbe_gap, table.cgcnn, xerr=table.pbe_gap_sd, fmt="o", ms=4, color=BLUE, ecolor=SKY, alpha=0.7)
+    right.axline((1, 1), slope=1, color=BLACK, lw=1)
+    right.set(xlabel="own prediction, structure alone (eV)", ylabel="independent CGCNN (eV)")
+    left.legend(fontsize=8.5)
+    fig.tight_layout()
+    return fig

@@ -147,7 +147,9 @@ def paper(potential, seed=0, **options):
             found = hull.e_above_hull(row, correction)
             m |= {f"{formula}_{kind}": 1000 * found["e_above_hull"], f"{formula}_{kind}_a": float(np.cbrt(5 * row["volume"]))}
     known = set(results.read_reference()["id"]) if potential == DEFAULT else set()
-    claims = {"ts1.rows": {"value": len(formulas), "split": "all"}} if known else {}
+    m["in_list"] = int(sum(hull.reduced(list(c[1])) in set(map(hull.whole, hull.ground_states()[1])) for c in cells))
+    plain = {"ts1.rows": len(formulas), "ts1.in_mp": m["in_list"]}
+    claims = {k: {"value": v, "split": "all"} for k, v in plain.items()} if known else {}
     for f in formulas:
         value = {"value": m[f"{f}_ideal"], "split": f"cubic cell ({potential} for eSEN, list hull)"}
         claims |= {i: value for i in (f"ts1.{f.lower()}.ehull_esen", f"f3c.{f.lower()}.ehull_esen") if i in known}

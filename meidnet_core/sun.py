@@ -207,8 +207,9 @@ def parity(tool, seed=0):
             claims[f"s3.t{int(10 * gap):02d}.gap_mae"] = float((part.cgcnn - gap).abs().mean())
     claims = {k: {"value": v, "split": "generated, own prediction on target"} for k, v in claims.items()}
     config = {"targets": list(GAPS), "per_target": PER_TARGET, "models": len(tool.models)}
-    results.write_run("design-gap", f"seed{seed}", config=config, seed=seed, data_set="extended", split="generated", n=len(table), metrics=m,
-                      claims=claims, wall_time_s=time.time() - start, curve=columns(table, "formula target pbe_gap pbe_gap_sd cgcnn stability"))
+    results.write_run("design-gap", f"seed{seed}", config=config, seed=seed, data_set="extended", split="generated", n=len(table),
+                      metrics=m, claims=claims, wall_time_s=time.time() - start,
+                      curve=columns(table, "formula target pbe_gap pbe_gap_sd cgcnn stability"))
     return table
 
 
@@ -228,6 +229,25 @@ def export(tool, folder=None, potential="sevennet-0", limit=0.1, **options):
         crystal.to_structure(r["lattice"], r["symbols"], r["frac"]).to(filename=str(folder / f"{table.formula[i]}.cif"))
     chosen.assign(potential=potential, hull="list").round(4).to_csv(folder / "candidates.csv", index=False)
     return chosen
+
+
+def stored(experiment="sun", tag="", methods=candidates.METHODS):
+    """{method: runs ordered by seed} from data/results/<experiment>-<method><tag>; methods without runs are left out."""
+    found = results.read_runs(results.RESULTS)
+    groups = {m: sorted((r for r in found if r["experiment"] == f"{experiment}-{m}{tag}"), key=lambda r: r["seed"]) for m in methods}
+    return {m: runs for m, runs in groups.items() if runs}
+
+
+def figures():
+    """Claims that need all seeds of `ours`: what Figures 3 and S2 draw; data/results/sun-figures/summary.json."""
+    runs = stored()["ours"]
+    drawn = [{f for f, e, u, n in zip(*(r["curve"][k] for k in ("formula", "e_above_hull", "unique", "new_training")))
+              if e is not None and e <= THRESHOLDS["100"] and u and n} for r in runs]
+    m = {"candidates": float(np.mean([r["metrics"]["candidates"] for r in runs])), "targets": len(GAPS), "seeds": len(runs),
+         "distinct_sun": len(set().union(*drawn)), "in_every_seed": len(set.intersection(*drawn))}
+    claims = {"f3.n": m["candidates"], "f3.targets": m["targets"], "f3a.distribution": 1, "f3c.structures": 1, "s2.n": min(map(len, drawn))}
+    return results.write_run("sun-figures", "summary", config={"runs": len(runs)}, seed=None, data_set="extended", split="generated",
+                             n=len(runs), metrics=m, claims=claims, wall_time_s=0.0)
 
 
 def done(method, seed, tag=""):
@@ -254,6 +274,7 @@ def main():
             if not done(method, seed, tag):
                 m = rates(run(tool, method, seed, args.potential, tag=tag, processes=args.processes), PER_TARGET * len(GAPS))
                 print(f"{method}/seed{seed}: SUN {m['sun_100_training']:.1f} %, new anywhere {m['sun_100_anywhere']:.1f} %", flush=True)
+    figures()
     results.write_claims()
 
 

@@ -56,6 +56,12 @@ def test_a_failed_relaxation_has_no_distance(table):
     assert np.isnan(found["e_above_hull"]) and found["decomposition"].startswith("exploded")
 
 
+def test_sites_of_a_formula():
+    assert hull.sites_in("CsPbI3") == ("Cs", "Pb", "I") and hull.sites_in("YbScSe3") == ("Yb", "Sc", "Se")
+    with pytest.raises(HullError, match="'Sr2TiO4' is no formula ABX3"):
+        hull.sites_in("Sr2TiO4")
+
+
 def test_an_element_without_reference_is_named(table):
     with pytest.raises(HullError, match="no elemental reference for Og"):
         hull.formation_energy(-1.0, ["Li", "Og"])
