@@ -19,10 +19,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import crystal, data, matching, results
+from . import checkpoint, crystal, data, matching, results
 from .config import IMPROVED
 from .egnn import EGNN, gaussians, mlp
-from .ftcp import RUNS, evaluate, load_state, save_state
+from .ftcp import RUNS, evaluate
 from .model import CrystalEncoder, Shape
 from .train import bar
 
@@ -225,7 +225,7 @@ def train(cfg, shape, tensors, minutes=None, path=None, every=2, progress=True):
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.01)
     history, seconds = [], 0.0
     if path and os.path.exists(path):
-        history, seconds = load_state(path, asdict(cfg), model, optimizer)
+        history, seconds = checkpoint.load_progress(path, asdict(cfg), model, optimizer)
     for epoch in bar(range(len(history), cfg.epochs), argparse.Namespace(name="cdvae-small", seed=cfg.seed, epochs=cfg.epochs),
                      len(history), progress):
         start, used = time.perf_counter(), seconds / (60 * minutes) if minutes else 0.0
@@ -237,9 +237,9 @@ def train(cfg, shape, tensors, minutes=None, path=None, every=2, progress=True):
         if not np.isfinite(record["loss"]):
             raise ValueError(f"loss became {record['loss']} in epoch {epoch} (seed {cfg.seed}); lower lr = {cfg.lr}")
         if path and (epoch + 1) % every == 0:
-            save_state(path, asdict(cfg), model, optimizer, history, seconds)
+            checkpoint.save_progress(path, asdict(cfg), model, optimizer, history, seconds)
     if path:
-        save_state(path, asdict(cfg), model, optimizer, history, seconds)
+        checkpoint.save_progress(path, asdict(cfg), model, optimizer, history, seconds)
     return model.eval(), history, seconds
 
 

@@ -77,8 +77,7 @@ def save_state(path, run, model, average, optimizer, epoch):
         tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     if torch.cuda.is_available():
         tensors["rng_cuda"] = torch.cuda.get_rng_state()
-    for k, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{k}.{name}": v for name, v in state.items()}
+    tensors |= _optimizer_tensors(optimizer)
     meta = {"config": model.cfg.to_dict(), "shape": asdict(model.shape), "epoch": epoch, "seconds": run.seconds, "history": run.history}
     write(path, tensors, meta)
 
@@ -94,13 +93,42 @@ def load_state(path, run, model, average, optimizer):
     fit(path, model, part("model."))
     if average is not None:
         fit(path, average, part("average."))
-    state = {}
-    for key, value in part("optimizer.").items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    _restore_optimizer(optimizer, part("optimizer."))
     torch.set_rng_state(tensors["rng"])
     if "rng_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng_cuda"])
     run.history, run.seconds = meta["history"], meta["seconds"]
     return meta["epoch"]
+
+
+def _optimizer_tensors(optimizer):
+    states = optimizer.state_dict()["state"]
+    return {f"optimizer.{k}.{name}": torch.as_tensor(v) for k, state in states.items() for name, v in state.items()}
+
+
+def _restore_optimizer(optimizer, tensors):
+    state = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+# ---- the baselines keep their own loops (FTCP, CDVAE stand-in): no average, no generator -----------
+
+def save_progress(path, identity, model, optimizer, history, seconds):
+    """Model, optimiser, history and seconds of a training that `identity` (JSON-able) names."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | _optimizer_tensors(optimizer)
+    write(path, tensors, {"run": identity, "history": history, "seconds": seconds, "lr": optimizer.param_groups[0]["lr"]})
+
+
+def load_progress(path, identity, model, optimizer):
+    """Restore what `save_progress` wrote; (history, seconds). CheckpointError when it belongs to another training."""
+    tensors, meta = read(path)
+    if meta.get("run") != identity:
+        raise CheckpointError(f"{path}: belongs to another run ({meta.get('run')}, not {identity}); delete it.")
+    part = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+    fit(path, model, part("model."))
+    _restore_optimizer(optimizer, part("optimizer."))
+    optimizer.param_groups[0]["lr"] = meta["lr"]
+    return meta["history"], meta["seconds"]

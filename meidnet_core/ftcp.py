@@ -246,7 +246,7 @@ def train(layout, tensors, seed=0, epochs=200, minutes=None, path=None, every=5,
     optimizer = torch.optim.RMSprop(model.parameters(), lr=SETTINGS["lr"], alpha=0.9, eps=1e-7)
     identity, history, seconds = {"seed": seed, "epochs": epochs, "cells": len(tensors["g"]), "rows": layout.rows, "bf16": bf16}, [], 0.0
     if path and os.path.exists(path):
-        history, seconds = load_state(path, identity, model, optimizer)
+        history, seconds = checkpoint.load_progress(path, identity, model, optimizer)
     for epoch in bar(range(len(history), epochs), argparse.Namespace(name="ftcp", seed=seed, epochs=epochs), len(history), progress):
         if minutes and seconds > 60 * minutes:
             break
@@ -259,9 +259,9 @@ def train(layout, tensors, seed=0, epochs=200, minutes=None, path=None, every=5,
         if not np.isfinite(record["loss"]):
             raise ValueError(f"loss became {record['loss']} in epoch {epoch} (seed {seed})")
         if path and ((epoch + 1) % every == 0 or epoch + 1 == epochs):
-            save_state(path, identity, model, optimizer, history, seconds)
+            checkpoint.save_progress(path, identity, model, optimizer, history, seconds)
     if path:
-        save_state(path, identity, model, optimizer, history, seconds)
+        checkpoint.save_progress(path, identity, model, optimizer, history, seconds)
     return model.eval(), history, seconds
 
 
@@ -278,29 +278,6 @@ def train_epoch(model, optimizer, layout, tensors, seed, bf16=False):
         optimizer.step()
         sums = {k: sums.get(k, 0) + v / len(index) for k, v in terms.items()}
     return sums
-
-
-def save_state(path, identity, model, optimizer, history, seconds):
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for k, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{k}.{name}": torch.as_tensor(v) for name, v in state.items()}
-    checkpoint.write(path, tensors, {"run": identity, "history": history, "seconds": seconds, "lr": optimizer.param_groups[0]["lr"]})
-
-
-def load_state(path, identity, model, optimizer):
-    """Restore what `save_state` wrote; (history, seconds)."""
-    tensors, meta = checkpoint.read(path)
-    if meta.get("run") != identity:
-        raise checkpoint.CheckpointError(f"{path}: belongs to another run ({meta.get('run')}, not {identity}); delete it.")
-    checkpoint.fit(path, model, {k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    state = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    optimizer.param_groups[0]["lr"] = meta["lr"]
-    return meta["history"], meta["seconds"]
 
 
 @torch.no_grad()
