@@ -169,7 +169,7 @@ class Designer:
         z = design.starts(model, self.latents(model), goal, starts, seed)
         loss, seen = design.objective(model, goal, weights, self.sites.to(z.device), below=("stability",)), [z]
         for _ in range(SNAPSHOTS if steps else 0):
-            parts = [design.descend(loss, part, steps // SNAPSHOTS, STEP, keep=False)[0] for part in seen[-1].split(1024)]
+            parts = [design.descend(loss, part, steps // SNAPSHOTS, STEP)[0] for part in seen[-1].split(1024)]
             seen.append(torch.cat(parts))
         return torch.cat(seen)
 
@@ -213,7 +213,7 @@ class Designer:
         """
         if method not in METHODS:
             raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
-        found = self._found(method, target, seed, starts, steps)
+        found = self.search(method, target, seed, starts, steps)
         found = found.select(np.array([data.composition_key(z) not in avoid for z in found.crystals.numbers], bool))
         if method in ("window", "random"):
             rng = np.random.default_rng([seed, zlib.crc32(str(target).encode())])
@@ -223,7 +223,7 @@ class Designer:
             return first_of_each(found.select(np.argsort(key, kind="stable"))).select(slice(count))
         return self.ranked(found, target, count)
 
-    def _found(self, method, target, seed, starts, steps):
+    def search(self, method, target, seed, starts, steps):
         """Everything a method looks at, before it chooses."""
         if method in ("window", "random", "ensemble"):
             return self.pool(method != "random")

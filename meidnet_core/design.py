@@ -56,18 +56,18 @@ def navigate(model, start, target, steps=200, lr=0.02, norm=None):
         raise ValueError("navigate reads properties from the joint latent: it needs a tri-modal model (two labels)")
     goal = standard(model, target)
     error = lambda point: (model.properties(point) - goal)[:, ~goal.isnan()]                # (B, P)
-    _, path = descend(lambda point, _: ((e := error(point)) ** 2).sum(1), start, steps, lr, norm, lambda point: error(point).norm(dim=1))
-    return path
+    distance = lambda point: error(point).norm(dim=1)
+    return descend(lambda point, _: (error(point) ** 2).sum(1), start, steps, lr, norm, distance)[1]
 
 
-def descend(loss, start, steps, lr, norm=None, watch=None, keep=True):
-    """Adam on latents alone. loss(point (B, D), start) -> (B,). Returns (last latents, Path of every step or None)."""
-    z, optimizer, latents, distance = start.clone().requires_grad_(True), None, [], []
+def descend(loss, start, steps, lr, norm=None, watch=None):
+    """Adam on latents alone. loss(point (B, D), start) -> (B,). Returns the last latents, and with watch(point) -> (B,) a Path."""
+    z, latents, distance = start.clone().requires_grad_(True), [], []
     norm = start.norm(dim=1, keepdim=True) if norm is None else norm
     optimizer = torch.optim.Adam([z], lr=lr)
     for _ in range(steps):
         point = F.normalize(z, dim=1) * norm
-        if keep and watch:
+        if watch:
             latents.append(point.detach())
             distance.append(watch(point).detach())
         z.grad, = torch.autograd.grad(loss(point, start).sum(), z)       # of the latents alone, not of the weights
@@ -107,6 +107,8 @@ def reencode(model, p, lattice, frac):
 def miss(predicted, goal, below):
     """(B,) mean squared distance from the known targets; for labels in `below` (P,) bool only an excess counts."""
     known = ~goal.isnan()
+    if not known.any():
+        return predicted.new_zeros(len(predicted))
     error = (predicted - goal)[:, known]
     return (torch.where(below[known], F.relu(error), error) ** 2).mean(1)
 

@@ -50,7 +50,7 @@ def chosen(tool, method, window, seed):
     """max(SIZES) proposals of a method for a window; random methods draw, the others rank what they find."""
     if method in ("window", "random"):
         return tool.propose(method, targets(window) or {"any": 0.0}, max(SIZES), seed)
-    return inside(tool, tool._found(method, targets(window), seed, 1024, 40), window, max(SIZES))
+    return inside(tool, tool.search(method, targets(window), seed, 1024, 40), window, max(SIZES))
 
 
 def run(tool, method, seed):

@@ -155,6 +155,7 @@ def test_descent_lowers_what_it_is_asked(tool):
 def test_only_an_excess_of_a_bounded_label_counts():
     predicted, goal = torch.tensor([[0.0, -1.0], [0.0, 1.0]]), torch.tensor([0.0, 0.0])
     assert design.miss(predicted, goal, torch.tensor([False, True])).tolist() == [0.0, 0.5]
+    assert design.miss(predicted, goal * torch.nan, torch.tensor([False, True])).tolist() == [0.0, 0.0], "nothing is asked"
 
 
 def test_the_soft_crystal_equals_the_hard_one_when_it_is_sure(tool):
