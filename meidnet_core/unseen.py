@@ -55,9 +55,9 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     start, m = time.time(), compare(args.seed)
-    results.write_run("unseen-elements", f"seed{args.seed}", config={"elements": list(ELEMENTS), "epochs": EPOCHS}, seed=args.seed,
-                      data_set="extended", split="OQMD cells with an element left out of training", n=sum(m[f"{e}_cells"] for e in ELEMENTS),
-                      metrics=m, claims={}, wall_time_s=time.time() - start)
+    config, n = {"elements": list(ELEMENTS), "epochs": EPOCHS}, sum(m[f"{e}_cells"] for e in ELEMENTS)
+    results.write_run("unseen-elements", f"seed{args.seed}", config=config, seed=args.seed, data_set="extended", n=n, metrics=m, claims={},
+                      split="OQMD cells with an element left out of training", wall_time_s=time.time() - start)
     print("\n".join(f"{k:30s} {v:.3f}" for k, v in m.items()))
 
 

@@ -10,7 +10,8 @@ from meidnet_core.train import shape_of
 
 def cells(*formulas):
     numbers = np.array([[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in formulas], np.int16)
-    return oqmd.cells("x", "all", [str(i) for i in range(len(numbers))], numbers, np.full(len(numbers), 4.0), np.random.rand(len(numbers), 5))
+    m = len(numbers)
+    return oqmd.cells("x", "all", [str(i) for i in range(m)], numbers, np.full(m, 4.0), np.random.default_rng(0).random((m, 5)))
 
 
 def test_nothing_with_a_left_out_element_remains():
