@@ -239,15 +239,21 @@ def stored(experiment="sun", tag="", methods=candidates.METHODS):
 
 
 def figures():
-    """Claims that need all seeds of `ours`: what Figures 3 and S2 draw; data/results/sun-figures/summary.json."""
-    runs = stored()["ours"]
-    drawn = [{f for f, e, u, n in zip(*(r["curve"][k] for k in ("formula", "e_above_hull", "unique", "new_training")))
-              if e is not None and e <= THRESHOLDS["100"] and u and n} for r in runs]
-    m = {"candidates": float(np.mean([r["metrics"]["candidates"] for r in runs])), "targets": len(GAPS), "seeds": len(runs),
-         "distinct_sun": len(set().union(*drawn)), "in_every_seed": len(set.intersection(*drawn))}
-    claims = {"f3.n": m["candidates"], "f3.targets": m["targets"], "f3a.distribution": 1, "f3c.structures": 1, "s2.n": min(map(len, drawn))}
-    return results.write_run("sun-figures", "summary", config={"runs": len(runs)}, seed=None, data_set="extended", split="generated",
-                             n=len(runs), metrics=m, claims=claims, wall_time_s=0.0)
+    """Claims that compare methods, seed by seed: Figures 3 and S2, ours over random and over screening, new everywhere."""
+    groups, new = ({m: {r["seed"]: r for r in runs} for m, runs in stored(tag=tag).items()} for tag in ("", "-new"))
+    retro = {r["seed"]: r for r in stored("retrospective")["ours"]} if "ours" in stored("retrospective") else {}
+    for seed in sorted(set.intersection(*(set(groups.get(m, {})) for m in ("ours", "random", "screening")))):
+        ours, random, screened = (groups[m][seed]["metrics"] for m in ("ours", "random", "screening"))
+        count = lambda m: m["count_100_training"]
+        m = {"over_random": count(ours) / max(count(random), 1), "over_screening": count(ours) / max(count(screened), 1),
+             "candidates": ours["candidates"]}
+        claims = {"f3.n": m["candidates"], "f3.targets": len(GAPS), "f3a.distribution": 1, "f3c.structures": 1, "s2.n": count(ours),
+                  "x.sun.over_random": m["over_random"], "x.sun.over_screening": m["over_screening"]}
+        claims |= {"x.sun.strict": new["ours"][seed]["metrics"]["sun_100_anywhere"]} if seed in new.get("ours", {}) else {}
+        claims |= {"x.retro.enrichment140": retro[seed]["metrics"]["enrichment_140_any gap"]} if seed in retro else {}
+        config = {"potential": groups["ours"][seed]["config"]["potential"], "hull": "list", "threshold": 0.1}
+        results.write_run("sun-figures", f"seed{seed}", config=config, seed=seed, data_set="extended", split="generated",
+                          n=ours["candidates"], metrics=m, claims=claims, wall_time_s=0.0)
 
 
 def done(method, seed, tag=""):
