@@ -248,8 +248,9 @@ def figures():
         count = lambda m: m["count_100_training"]
         m = {"over_random": count(ours) / max(count(random), 1), "over_screening": count(ours) / max(count(screened), 1),
              "candidates": ours["candidates"]}
-        claims = {"f3.n": m["candidates"], "f3.targets": len(GAPS), "f3a.distribution": 1, "f3c.structures": 1, "s2.n": min(count(ours), DRAWN),
-                  "x.sun.over_random": m["over_random"], "x.sun.over_screening": m["over_screening"]}
+        claims = {"f3.n": m["candidates"], "f3.targets": len(GAPS), "f3a.distribution": 1, "f3c.structures": 1,
+                  "s2.n": min(count(ours), DRAWN), "x.sun.over_random": m["over_random"],
+                  "x.sun.over_screening": m["over_screening"]}
         claims |= {"x.sun.strict": new["ours"][seed]["metrics"]["sun_100_anywhere"]} if seed in new.get("ours", {}) else {}
         claims |= {"x.retro.enrichment140": retro[seed]["metrics"]["enrichment_140_any gap"]} if seed in retro else {}
         config = {"potential": groups["ours"][seed]["config"]["potential"], "hull": "list", "threshold": 0.1}
