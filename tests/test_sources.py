@@ -17,12 +17,26 @@ def put(mirror, name, split, content, end=".csv.gz"):
     return path
 
 
-def test_the_registry_knows_every_split_of_every_data_set():
+TABLES = {"oqmd_abx3/oqmd_abx3", "hull/mp_ground_states", "hull/mp_elemental_reference_entries"}      # from a mirror only
+
+
+def test_the_registry_knows_every_split_of_every_data_set_and_every_table():
     known = sources.registry()
-    assert sorted(known) == sorted(f"{n}/{s}" for n in data.LABELS for s in data.SPLITS)
-    for entry in known.values():
-        assert len(entry["sha256"]) == len(entry["fingerprint"]) == 64
-        assert entry["rows"] > 0
+    assert set(known) == {f"{n}/{s}" for n in data.LABELS for s in data.SPLITS} | TABLES
+    for name, entry in known.items():
+        assert len(entry["sha256"]) == 64 and entry["rows"] > 0
+        assert name in TABLES or len(entry["fingerprint"]) == 64
+
+
+def test_a_table_of_the_mirror_is_checked(nowhere, monkeypatch):
+    path = put(nowhere[0], "hull", "mp_ground_states", b"content")
+    monkeypatch.setattr(sources, "registry", lambda: {"hull/mp_ground_states": {"sha256": hashlib.sha256(b"content").hexdigest()}})
+    assert sources.mirror("hull", "mp_ground_states") == path
+    path.write_bytes(b"altered")
+    with pytest.raises(sources.DataError, match="wrong checksum"):
+        sources.mirror("hull", "mp_ground_states")
+    with pytest.raises(sources.DataError, match="hull/other.csv.gz: not found"):
+        sources.mirror("hull", "other")
 
 
 def test_a_mirror_file_with_the_right_checksum_is_used(nowhere, monkeypatch):
