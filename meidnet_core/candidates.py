@@ -121,17 +121,17 @@ class Designer:
     """Proposes crystals for a target: `propose(method, target, count, seed)`.
 
     models: an ensemble that judges; one of them generates, another one for each seed. train: CrystalSet; its compositions
-    are not proposed, nor are those in `known` (data.composition_key).
+    are not proposed, nor are those in `known` (data.composition_key), unless novel=False.
     exclude, include, anions: element filters. tolerance: eV by which the predicted gap may miss the target.
     symmetrize: put the decoded atoms on the ideal sites of a cube of the same volume.
     """
 
     def __init__(self, models, train, exclude=RADIOACTIVE, include=None, anions=ANIONS, tolerance=0.1, symmetrize=False,
-                 known=frozenset()):
+                 known=frozenset(), novel=True):
         self.models, self.train, self.tolerance, self.symmetrize = models, train, tolerance, symmetrize
         self.labels, self.elements = list(models[0].cfg.labels), models[0].shape.elements
         self.sites = sites_of(self.elements, exclude, include, anions)
-        self.known, self.constant = seen(train) | known, CubicConstant(train)
+        self.known, self.constant = seen(train) | known if novel else frozenset(), CubicConstant(train)
         self._pool, self._embedded = {}, {}
 
     def fresh(self, numbers):

@@ -77,6 +77,11 @@ def test_enumeration_is_complete_and_pools_hold_what_is_new(tool):
     assert "CaTiO3" in formulas(inside) and "SrTiO3" not in formulas(inside) and "TiSrO3" not in formulas(neutral)
 
 
+def test_known_compositions_are_proposed_when_that_is_wanted(tool, train):
+    every = Designer(tool.models, train, novel=False).pool(True)
+    assert {"SrTiO3", "KMgF3"} <= set(formulas(every)) and set(formulas(tool.pool(True))) < set(formulas(every))
+
+
 def test_lattice_constants_add_up(train):
     estimate = candidates.CubicConstant(train, ridge=1e-3)
     assert np.abs(estimate(train.numbers) - train.lattice[:, 0]).max() < 0.05
