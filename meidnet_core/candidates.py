@@ -18,6 +18,7 @@ TOXIC = ("Be", "As", "Cd", "Hg", "Tl", "Pb")
 SCARCE = ("Ru", "Rh", "Pd", "Re", "Os", "Ir", "Pt", "Au", "Te")
 METHODS = ("ours", "strict", "unmoved", "paper", "gap", "screening", "ensemble", "window", "random")
 EXCHANGE = 0.1                 # eV/atom of predicted stability that a miss of the gap by 1 eV (beyond the tolerance) is worth
+STARTS, STEPS = 1024, 40       # latents a search begins with, and how far they move
 STEP, SNAPSHOTS = 0.03, 4      # learning rate of Adam on latents; how often they are decoded on their way
 DRAWS, SAMPLING = 8, 6.0       # compositions per latent, and the temperature at which they are drawn
 
@@ -147,8 +148,8 @@ class Designer:
         """All allowed neutral compositions (in the tolerance window or not) that training does not hold; made once."""
         if window not in self._pool:
             cells = ideal(enumerate_abx3(self.elements, self.sites), self.constant)
-            ok = np.concatenate([obeyed(c.numbers, c.lattice, c.frac, window) for c in _blocks(cells)])
-            self._pool[window] = self.judged(cells.select(ok & self.fresh(cells.numbers)))
+            cells = cells.select(np.concatenate([obeyed(c.numbers, c.lattice, c.frac, window) for c in _blocks(cells)]))
+            self._pool[window] = self.judged(cells.select(self.fresh(cells.numbers)))
         return self._pool[window]
 
     def generator(self, seed):
@@ -201,7 +202,7 @@ class Designer:
         order = np.argsort(proposal.mean[:, i] + proposal.spread[:, i] + EXCHANGE * miss, kind="stable")
         return first_of_each(proposal.select(order)).select(slice(count))
 
-    def propose(self, method, target, count, seed=0, starts=1024, steps=40, avoid=frozenset()):
+    def propose(self, method, target, count, seed=0, starts=STARTS, steps=STEPS, avoid=frozenset()):
         """Proposal of `count` crystals for one target {label: value}; fewer when the method finds fewer. No composition twice.
 
         ours: latents moved to target and stability, decoded, re-encoded, ranked. strict: the same, nearest to the target first.
@@ -223,7 +224,7 @@ class Designer:
             return first_of_each(found.select(np.argsort(key, kind="stable"))).select(slice(count))
         return self.ranked(found, target, count)
 
-    def search(self, method, target, seed, starts, steps):
+    def search(self, method, target, seed=0, starts=STARTS, steps=STEPS):
         """Everything a method looks at, before it chooses."""
         if method in ("window", "random", "ensemble"):
             return self.pool(method != "random")

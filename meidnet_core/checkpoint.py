@@ -89,16 +89,19 @@ def load_state(path, run, model, average, optimizer):
     if differing or "epoch" not in meta:
         raise CheckpointError(f"{path}: belongs to another run ({', '.join(differing) or 'no training state'} differ); "
                               "delete it or choose another path.")
-    part = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
-    fit(path, model, part("model."))
+    fit(path, model, _part(tensors, "model."))
     if average is not None:
-        fit(path, average, part("average."))
-    _restore_optimizer(optimizer, part("optimizer."))
+        fit(path, average, _part(tensors, "average."))
+    _restore_optimizer(optimizer, _part(tensors, "optimizer."))
     torch.set_rng_state(tensors["rng"])
     if "rng_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng_cuda"])
     run.history, run.seconds = meta["history"], meta["seconds"]
     return meta["epoch"]
+
+
+def _part(tensors, prefix):
+    return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _optimizer_tensors(optimizer):
@@ -127,8 +130,7 @@ def load_progress(path, identity, model, optimizer):
     tensors, meta = read(path)
     if meta.get("run") != identity:
         raise CheckpointError(f"{path}: belongs to another run ({meta.get('run')}, not {identity}); delete it.")
-    part = lambda prefix: {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
-    fit(path, model, part("model."))
-    _restore_optimizer(optimizer, part("optimizer."))
+    fit(path, model, _part(tensors, "model."))
+    _restore_optimizer(optimizer, _part(tensors, "optimizer."))
     optimizer.param_groups[0]["lr"] = meta["lr"]
     return meta["history"], meta["seconds"]

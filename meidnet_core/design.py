@@ -85,14 +85,19 @@ def soft_decode(model, z, sites=None, temperature=1.0):
     A temperature above 1 softens the choice: gradients then reach elements that the latent does not name yet.
     """
     out = model.decoder(z)
-    logits = out["species"] / temperature
+    return probabilities(out["species"], sites, temperature), out["lattice"] * model.lattice_std + model.lattice_mean, out["frac"]
+
+
+def probabilities(logits, sites=None, temperature=1.0):
+    """Of the elements, (B, 5, S) from the decoder's logits; see soft_decode."""
+    logits = logits / temperature
     if sites is not None:
         logits = torch.cat([logits[:, :2], logits[:, 2:].mean(1, keepdim=True).expand(-1, 3, -1)], 1).masked_fill(~sites, -1e9)
-    return torch.softmax(logits, -1), out["lattice"] * model.lattice_std + model.lattice_mean, out["frac"]
+    return torch.softmax(logits, -1)
 
 
 def reencode(model, p, lattice, frac):
-    """Properties of a decoded crystal from its structure alone, (B, P) standardised: the cycle of the issue.
+    """Properties of a decoded crystal from its structure alone, (B, P) standardised: the cycle check.
 
     Gradients flow through the elements and the lattice; distances are taken as they are.
     """
@@ -150,8 +155,8 @@ def decode(model, z, sites=None, draws=1, temperature=1.0, seed=0):
 
     draws=1: the most likely elements. More: the likeliest, then draws - 1 samples at `temperature`.
     """
-    sure, generator = soft_decode(model, z, sites)[0], torch.Generator(z.device).manual_seed(seed)
-    p = soft_decode(model, z, sites, temperature)[0]
+    logits, generator = model.decoder(z)["species"], torch.Generator(z.device).manual_seed(seed)
+    sure, p = (probabilities(logits, sites, t) for t in (1.0, temperature))
     picks = [sure.argmax(-1)] + [_sample(p, generator) for _ in range(draws - 1)]
     species = torch.cat(picks)
     confidence = sure.repeat(draws, 1, 1).gather(-1, species[..., None]).squeeze(-1).min(1).values

@@ -18,7 +18,6 @@ import numpy as np
 from . import crystal
 from .sources import mirror
 
-REFERENCES = ("list", "api", "self")
 CORRECTED = ("O", "S", "F", "Cl", "N", "H", "Br", "I", "Se", "Te")                     # anions: a term per atom
 HUBBARD = ("V", "Cr", "Mn", "Fe", "Co", "Ni", "Mo", "W")                              # with +U in oxides and fluorides
 TERMS = CORRECTED + tuple(f"{m}+U" for m in HUBBARD)
@@ -122,6 +121,13 @@ def _index(parsed):
     return rows
 
 
+@lru_cache(None)
+def listed():
+    """{`whole` of a formula: formation energy (eV/atom)} of the list."""
+    _, parsed, energy, _ = ground_states()
+    return {whole(p): e for p, e in zip(parsed, energy)}
+
+
 @lru_cache(4096)
 def list_diagram(elements):
     """PhaseDiagram of a chemical system (frozenset of symbols) from the list; elements at 0."""
@@ -139,12 +145,12 @@ def list_diagram(elements):
     return PhaseDiagram(entries)
 
 
-def above(diagram, symbols, formation):
-    """(e_above_hull eV/atom, decomposition as text); negative below all known phases."""
+def above(diagram, symbols, energy):
+    """(e_above_hull eV/atom, decomposition as text); energy per atom on the diagram's scale. Negative below all known phases."""
     from pymatgen.analysis.phase_diagram import PDEntry
     from pymatgen.core import Composition
     composition = Composition({e: symbols.count(e) for e in set(symbols)})
-    products, value = diagram.get_decomp_and_e_above_hull(PDEntry(composition, formation * len(symbols)), allow_negative=True)
+    products, value = diagram.get_decomp_and_e_above_hull(PDEntry(composition, energy * len(symbols)), allow_negative=True)
     return float(value), " + ".join(f"{x:.2f} {p.composition.reduced_formula}" for p, x in products.items())
 
 
@@ -205,11 +211,7 @@ def self_diagram(elements, path, potential, **options):
 
 def self_above(row, diagram):
     """e_above_hull (eV/atom) of a relaxed row on a hull of the same potential."""
-    from pymatgen.analysis.phase_diagram import PDEntry
-    from pymatgen.core import Composition
-    symbols = list(row["symbols"])
-    entry = PDEntry(Composition({e: symbols.count(e) for e in set(symbols)}), row["energy_per_atom"] * len(symbols))
-    return float(diagram.get_decomp_and_e_above_hull(entry, allow_negative=True)[1])
+    return above(diagram, list(row["symbols"]), row["energy_per_atom"])[0]
 
 
 # ---- Materials Project API ----------------------------------------------------------------------

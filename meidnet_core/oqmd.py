@@ -84,14 +84,18 @@ def widened(crystals):
     return CrystalSet(crystals.name, crystals.split, tuple(LABELS), crystals.ids, **arrays)
 
 
+def part(split, seed=0):
+    """The cubic cells of one split: 80/10/10 by composition, another draw for another seed."""
+    everything, (low, high) = cubic(), SHARES[split]
+    place = position(everything.numbers, seed)
+    return everything.select((place >= low) & (place < high), split)
+
+
 def load(split, seed=0):
     """One split of the union. OQMD by composition, 80/10/10; of Perov-5 the CDVAE split, `train` without the compositions
     that OQMD's val and test hold: nothing about a held-out OQMD composition is seen in training, whatever the theory."""
-    low, high = SHARES[split]
-    everything = cubic()
-    place = position(everything.numbers, seed)
     perov = data.load("perov_5", split)
     if split == "train":
-        held_out = {data.composition_key(z) for z in everything.numbers[place >= SHARES["train"][1]]}
+        held_out = {data.composition_key(z) for s in ("val", "test") for z in part(s, seed).numbers}
         perov = perov.select(np.array([data.composition_key(z) not in held_out for z in perov.numbers]))
-    return data.concatenate([widened(perov), everything.select((place >= low) & (place < high), split)], split)
+    return data.concatenate([widened(perov), part(split, seed)], split)

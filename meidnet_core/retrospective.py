@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from . import candidates, oqmd, results, sun
+from . import candidates, data, oqmd, results, sun
 
 WINDOWS = {"any gap": (0.0, 99.0), "0.5 - 2 eV": (0.5, 2.0), "2 - 4 eV": (2.0, 4.0), "above 4 eV": (4.0, 99.0)}
 LIMIT, SIZES = 0.1, (35, 140)                     # eV/atom above the hull; how many proposals are looked at
@@ -22,10 +22,14 @@ METHODS = ("ours", "unmoved", "screening", "ensemble", "window", "random")
 
 def held_out():
     """{(A, B, X): (gap, stability)} by DFT of the OQMD cells whose composition training never saw."""
-    known = oqmd.cubic()
-    rows = np.flatnonzero(oqmd.position(known.numbers) >= oqmd.SHARES["train"][1])
+    known = data.concatenate([oqmd.part(s) for s in ("val", "test")], "held out")
     gap, stability = (known.labels[:, known.label_names.index(l)] for l in ("pbe_gap", "stability"))
-    return {tuple(int(z) for z in known.numbers[i, :3]): (float(gap[i]), float(stability[i])) for i in rows}
+    return {site_key(z): (float(g), float(e)) for z, g, e in zip(known.numbers, gap, stability)}
+
+
+def site_key(numbers):
+    """(A, B, X) of atomic numbers A, B, X, X, X: A and B in their places."""
+    return tuple(int(z) for z in numbers[:3])
 
 
 def meets(labels, window):
@@ -50,18 +54,17 @@ def chosen(tool, method, window, seed):
     """max(SIZES) proposals of a method for a window; random methods draw, the others rank what they find."""
     if method in ("window", "random"):
         return tool.propose(method, targets(window) or {"any": 0.0}, max(SIZES), seed)
-    return inside(tool, tool.search(method, targets(window), seed, 1024, 40), window, max(SIZES))
+    return inside(tool, tool.search(method, targets(window), seed), window, max(SIZES))
 
 
 def run(tool, method, seed):
     """Hits and enrichment of one method and seed over all windows; writes data/results/retrospective-<method>/seed<seed>.json."""
     start, truth, m = time.time(), held_out(), {}
-    key = lambda numbers: tuple(int(z) for z in numbers[:3])
-    pool = set(map(key, tool.pool(False).crystals.numbers))
+    pool = set(map(site_key, tool.pool(False).crystals.numbers))
     for name, window in WINDOWS.items():
         p = chosen(tool, method, window, seed)
         good = {k for k, labels in truth.items() if k in pool and meets(labels, window)}
-        hit, chance = np.array([key(n) in good for n in p.crystals.numbers], bool), len(good) / len(pool)
+        hit, chance = np.array([site_key(n) in good for n in p.crystals.numbers], bool), len(good) / len(pool)
         m |= {f"possible_{name}": len(good), f"chance_{name}": chance}
         for size in SIZES:
             rate = float(hit[:size].sum()) / size
@@ -81,7 +84,7 @@ def main():
     tool = sun.designer(symmetrize=True)
     for seed in range(args.seeds):
         for method in args.methods:
-            if not (results.RESULTS / f"retrospective-{method}" / f"seed{seed}.json").exists():
+            if not sun.done(f"retrospective-{method}", seed):
                 m = run(tool, method, seed)
                 shown = [f"{k[15:]} {v:.1f}" for k, v in m.items() if k.startswith("enrichment_140")]
                 print(f"{method}/seed{seed}, enrichment at 140: {', '.join(shown)}", flush=True)

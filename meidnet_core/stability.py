@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from . import crystal, data, hull, matching, oqmd, relax, results
+from . import crystal, hull, matching, oqmd, relax, results
 
 PER_CLASS, TEST_SHARE, LARGEST = 80, 0.25, 12          # MP-20 cells per class of correction; share kept for the test; sites per cell
 GROUND = 0.001                                         # eV/atom above the hull: the cell is the ground state of its formula
@@ -28,13 +28,12 @@ def ground_state_cells(seed=0):
     At most PER_CLASS cells of each class: every metal that the list treats with +U, every anion, everything else.
     """
     cells, labels, _ = hull.known_phases()
-    _, parsed, energy, _ = hull.ground_states()
-    table, count, out = {hull.whole(p): e for p, e in zip(parsed, energy)}, {}, []
+    count, out = {}, []
     for i in np.random.default_rng(seed).permutation(len(cells)):
         symbols = cells[i][1]
         if not (1 < len(set(symbols)) and len(symbols) <= LARGEST and labels[i, 2] < GROUND):
             continue
-        kind, listed = _class(symbols), table.get(hull.reduced(symbols))
+        kind, listed = _class(symbols), hull.listed().get(hull.reduced(symbols))
         if listed is not None and count.get(kind, 0) < PER_CLASS:
             count[kind] = count.get(kind, 0) + 1
             out.append((cells[i], listed))
@@ -94,7 +93,7 @@ def validation_cells(count=VALIDATE, seed=0):
     value = known.labels[:, known.label_names.index("stability")]
     groups = np.flatnonzero(value <= 0.1), np.flatnonzero((value > 0.1) & (value < 1))
     rows = np.sort(np.concatenate([rng.permutation(g)[:count // 2] for g in groups]))
-    return [matching.true_cells(known)[i] for i in rows], value[rows]
+    return matching.true_cells(known.select(rows)), value[rows]
 
 
 def agreement(ours, reference, threshold):
@@ -125,14 +124,19 @@ def validate(potential, seed=0, **options):
 
 # ---- the paper's materials ----------------------------------------------------------------------
 
-def paper_cells():
-    """(formulas, cubic cells A B X3 with lattice constants estimated from known cells) of Table S1."""
-    import pandas as pd
-
+def cells_of(formulas):
+    """Cubic cells of formulas ABX3, lattice constants estimated from known cells."""
     from .candidates import CubicConstant, ideal
+    sites = [hull.sites_in(f) for f in formulas]
+    numbers = np.array([[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in sites])
+    return matching.true_cells(ideal(numbers, CubicConstant(oqmd.load("train"))))
+
+
+def paper_cells():
+    """(formulas, cubic cells) of Table S1."""
+    import pandas as pd
     formulas = list(pd.read_csv(results.REFERENCE.parent / "table_s1_formulas.csv").formula)
-    numbers = np.array([[crystal.atomic_number(e) for e in (*data.elements_of(f)[:2], *3 * data.elements_of(f)[2:])] for f in formulas])
-    return formulas, matching.true_cells(ideal(numbers, CubicConstant(oqmd.load("train"))))
+    return formulas, cells_of(formulas)
 
 
 def paper(potential, seed=0, **options):
@@ -142,18 +146,18 @@ def paper(potential, seed=0, **options):
     """
     start, correction, (formulas, cells), m = time.time(), hull.corrections(potential), paper_cells(), {}
     rows = relax.relax_all(cells, hull.default_path(potential, "cells"), potential, relax.STARTS, **options)
+    found = {kind: [hull.e_above_hull(r, correction) for r in rows[kind]] for kind in relax.STARTS}
     for kind in relax.STARTS:
-        for formula, row in zip(formulas, rows[kind]):
-            found = hull.e_above_hull(row, correction)
-            m |= {f"{formula}_{kind}": 1000 * found["e_above_hull"], f"{formula}_{kind}_a": float(np.cbrt(5 * row["volume"]))}
+        for formula, row, placed in zip(formulas, rows[kind], found[kind]):
+            m |= {f"{formula}_{kind}": 1000 * placed["e_above_hull"], f"{formula}_{kind}_a": float(np.cbrt(5 * row["volume"]))}
     known = set(results.read_reference()["id"]) if potential == DEFAULT else set()
-    m["in_list"] = int(sum(hull.reduced(list(c[1])) in set(map(hull.whole, hull.ground_states()[1])) for c in cells))
+    m["in_list"] = sum(hull.reduced(c[1]) in hull.listed() for c in cells)
     plain = {"ts1.rows": len(formulas), "ts1.in_mp": m["in_list"]}
     claims = {k: {"value": v, "split": "all"} for k, v in plain.items()} if known else {}
     for f in formulas:
         value = {"value": m[f"{f}_ideal"], "split": f"cubic cell ({potential} for eSEN, list hull)"}
         claims |= {i: value for i in (f"ts1.{f.lower()}.ehull_esen", f"f3c.{f.lower()}.ehull_esen") if i in known}
-    curve = {k: [hull.e_above_hull(r, correction)["decomposition"] for r in rows[k]] for k in relax.STARTS}
+    curve = {kind: [p["decomposition"] for p in found[kind]] for kind in relax.STARTS}
     return results.write_run("table-s1", potential, config={"potential": potential, "hull": "list"}, seed=seed, data_set="paper, Table S1",
                              split="all 19", n=len(formulas), metrics=m, claims=claims, curve=curve, wall_time_s=time.time() - start)
 

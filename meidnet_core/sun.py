@@ -56,7 +56,7 @@ def known_formulas(reference):
     if reference == "mp_20":
         return frozenset(hull.reduced(c[1]) for c in hull.known_phases()[0])
     if reference == "list":
-        return frozenset(map(hull.whole, hull.ground_states()[1]))
+        return frozenset(hull.listed())
     from pymatgen.core import Composition
     counts = [{e.symbol: int(n) for e, n in Composition(f).items()} for f in oqmd.read_table().name.unique()]
     return frozenset(map(hull.whole, counts))
@@ -90,19 +90,23 @@ def gather(tool, method, seed=0, per_target=PER_TARGET, **options):
         p = tool.propose(method, wanted, per_target, seed, avoid=taken, **options)
         taken |= candidates.seen(p.crystals)
         cells += matching.true_cells(p.crystals)
-        columns = {l: p.mean[:, i] for i, l in enumerate(tool.labels)} | {f"{l}_sd": p.spread[:, i] for i, l in enumerate(tool.labels)}
-        tables.append(pd.DataFrame({"target": next(iter(wanted.values())), "confidence": p.confidence, **columns}))
-    table = pd.concat(tables, ignore_index=True)
-    table.insert(0, "formula", ["".join(c[1][:2]) + c[1][2] + "3" if len(set(c[1][2:])) == 1 else "".join(c[1]) for c in cells])
-    return cells, table
+        read = {l: p.mean[:, i] for i, l in enumerate(tool.labels)} | {f"{l}_sd": p.spread[:, i] for i, l in enumerate(tool.labels)}
+        first = {"formula": formulas(p.crystals), "target": next(iter(wanted.values())), "confidence": p.confidence}
+        tables.append(pd.DataFrame(first | read))
+    return cells, pd.concat(tables, ignore_index=True)
+
+
+def formulas(crystals):
+    return [crystals.formula(i) for i in range(len(crystals))]
 
 
 def judge(cells, table, rows, correction):
     """Adds e_above_hull (eV/atom), decomposition, status, unique and novelty columns."""
     found = [hull.e_above_hull(r, correction) for r in rows]
     table = table.assign(**{k: [f[k] for f in found] for k in found[0]}, status=[r["status"] for r in rows], unique=unique(rows))
+    new = [novelty(list(c[1])) for c in cells]
     for reference in REFERENCES:
-        table[f"new_{reference}"] = [novelty(list(c[1]))[reference] for c in cells]
+        table[f"new_{reference}"] = [n[reference] for n in new]
     table["new_anywhere"] = table[[f"new_{r}" for r in REFERENCES]].all(axis=1)
     return table
 
@@ -126,9 +130,8 @@ def rates(table, budget):
 
 def interval(count, n, level=0.95):
     """Clopper-Pearson interval (%) of a binomial rate."""
-    from scipy.stats import beta
-    low = beta.ppf((1 - level) / 2, count, n - count + 1) if count else 0.0
-    high = beta.ppf((1 + level) / 2, count + 1, n - count) if count < n else 1.0
+    from scipy.stats import binomtest
+    low, high = binomtest(count, n).proportion_ci(level)
     return 100 * float(low), 100 * float(high)
 
 
@@ -159,7 +162,7 @@ def ceiling(tool, potential="sevennet-0", **options):
     start, pool, budget = time.time(), tool.pool(True), PER_TARGET * len(GAPS)
     cells = matching.true_cells(pool.crystals)
     rows = relax.relax_all(cells, hull.default_path(potential, "cells"), potential, **options)["ideal"]
-    plain = {l: pool.mean[:, i] for i, l in enumerate(tool.labels)} | {"formula": ["".join(c[1][:3]) + "3" for c in cells]}
+    plain = {l: pool.mean[:, i] for i, l in enumerate(tool.labels)} | {"formula": formulas(pool.crystals)}
     table = judge(cells, pd.DataFrame(plain), rows, hull.corrections(potential))
     key = table.formula.index.map(lambda i: hull.reduced(cells[i][1]))
     best = table.assign(key=key).sort_values("e_above_hull").drop_duplicates("key")                 # of A/B twins the stabler
@@ -219,8 +222,9 @@ def export(tool, folder=None, potential="sevennet-0", limit=0.1, **options):
     folder = folder or results.ROOT / "data" / "candidates"
     cells, table = gather(tool, "ours", 0)
     rows = relax.relax_all(cells, hull.default_path(potential, "cells"), potential, relax.STARTS, **options)
-    table = judge(cells, table, rows["ideal"], hull.corrections(potential))
-    table["e_above_hull_rattled"] = [hull.e_above_hull(r, hull.corrections(potential))["e_above_hull"] for r in rows["rattled"]]
+    correction = hull.corrections(potential)
+    table = judge(cells, table, rows["ideal"], correction)
+    table["e_above_hull_rattled"] = [hull.e_above_hull(r, correction)["e_above_hull"] for r in rows["rattled"]]
     seen = candidates.counts(tool.train)
     table["cells_with_rarest_element"] = [min(seen.get(e, 0) for e in set(c[1])) for c in cells]
     chosen = table[(table.e_above_hull <= limit) & table.unique & table.new_training].sort_values("e_above_hull")
@@ -242,7 +246,7 @@ def stored(experiment="sun", tag="", methods=candidates.METHODS):
 def figures():
     """Claims that compare methods, seed by seed: Figures 3 and S2, ours over random and over screening, new everywhere."""
     groups, new = ({m: {r["seed"]: r for r in runs} for m, runs in stored(tag=tag).items()} for tag in ("", "-new"))
-    retro = {r["seed"]: r for r in stored("retrospective")["ours"]} if "ours" in stored("retrospective") else {}
+    retro = {r["seed"]: r for r in stored("retrospective").get("ours", [])}
     for seed in sorted(set.intersection(*(set(groups.get(m, {})) for m in ("ours", "random", "screening")))):
         ours, random, screened = (groups[m][seed]["metrics"] for m in ("ours", "random", "screening"))
         count = lambda m: m["count_100_training"]
@@ -258,8 +262,8 @@ def figures():
                           n=ours["candidates"], metrics=m, claims=claims, wall_time_s=0.0)
 
 
-def done(method, seed, tag=""):
-    return (results.RESULTS / f"sun-{method}{tag}" / f"seed{seed}.json").exists()
+def done(experiment, seed):
+    return (results.RESULTS / experiment / f"seed{seed}.json").exists()
 
 
 def main():
@@ -279,7 +283,7 @@ def main():
     tool = designer(symmetrize=True, known=known_everywhere() if args.everywhere else frozenset())
     for seed in range(args.seeds):
         for method in args.methods:
-            if not done(method, seed, tag):
+            if not done(f"sun-{method}{tag}", seed):
                 m = rates(run(tool, method, seed, args.potential, tag=tag, processes=args.processes), PER_TARGET * len(GAPS))
                 print(f"{method}/seed{seed}: SUN {m['sun_100_training']:.1f} %, new anywhere {m['sun_100_anywhere']:.1f} %", flush=True)
     figures()
