@@ -1,0 +1,241 @@
+"""Electronic structure with GPAW: lattice constant, bands, density of states, gaps; PBE, and GLLB-SC as the labels of Perov-5.
+
+    python -m meidnet_core.dft figure4 --profile paper         # the nine materials of Figures 4, S5, S6 (then: tables1, repaired)
+
+GPAW runs in processes of its own under MPI (gpaw_job.py), each step once: a killed run goes on with the next step. It is built
+by `make dft`; without it, what is stored in data/dft can be read. One JSON and one compressed array file a material and profile.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .gpaw_job import read
+from .results import ROOT, _write_atomic
+
+STORE, WORK = ROOT / "data" / "dft", ROOT / "runs" / "dft"
+ARRAYS = ("bands", "dos")
+
+
+class DFTError(RuntimeError):
+    """A calculation cannot be started; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the numbers depend on. cutoff (eV), meshes with Gamma, Fermi smearing (eV), points along the band path."""
+
+    cutoff: float
+    kpts: tuple
+    dos_kpts: tuple
+    smearing: float
+    path_points: int
+    maxiter: int = 150
+
+
+PROFILES = {"quick": Settings(350, (4, 4, 4), (4, 4, 4), 0.05, 60), "paper": Settings(520, (6, 6, 6), (8, 8, 8), 0.05, 80),
+            "gllbsc": Settings(550, (6, 6, 6), (6, 6, 6), 0.01, 0)}
+STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "bands", "dos"), "gllbsc": ("gllbsc",)}
+
+# Trivalent lanthanides with the 4f shell in the core, generated on first use: the valence 4f of PBE pins the Fermi level.
+FROZEN_4F = {"Yb": "[Xe]6s2,5d1,4f13", "Tm": "[Xe]6s2,5d1,4f12"}
+MOMENTS = {"Mn": 4.0, "Fe": 4.0, "Co": 3.0, "Eu": 7.0}                 # Bohr magnetons to start from; other elements 0
+
+
+# ---- GPAW and its setups ------------------------------------------------------------------------
+
+def available():
+    """Is GPAW installed, with its setups and an MPI launcher?"""
+    import importlib.util
+    return all(map(importlib.util.find_spec, ("gpaw", "gpaw_data"))) and shutil.which("mpirun") is not None
+
+
+def setup_folder():
+    from .sources import cache_dir
+    return cache_dir() / "gpaw-setups"
+
+
+def setups_for(symbols, xc, frozen=True):
+    """{symbol: tag} of setups that are not the default; DFTError naming the elements for which there is no setup at all."""
+    if not available():
+        raise DFTError("GPAW is not installed here: run `make dft` (needs Debian's libxc, OpenBLAS, FFTW and Open MPI)")
+    import gpaw_data
+    folder, tags = Path(gpaw_data.__file__).parent / "setups", {}
+    have = lambda e: any((folder / f"{e}.{xc}{end}").exists() for end in ("", ".gz"))
+    for e in sorted(set(symbols)):
+        if frozen and xc == "PBE" and e in FROZEN_4F:
+            tags[e] = frozen_4f(e)
+        elif not have(e):
+            raise DFTError(f"no {xc} setup for {e}: gpaw-data has none")
+    return tags
+
+
+def frozen_4f(symbol):
+    """Tag of the 3+ setup of a lanthanide with 4f in the core; generated (seconds) unless it is in the cache."""
+    folder, tag = setup_folder(), "3p"
+    if not (folder / f"{symbol}.{tag}.PBE").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        words = ["gpaw", "dataset", symbol, "-f", "PBE", "-C", FROZEN_4F[symbol], "-P", "5s,6s,5p,6p,5d,d,f,G", "-r", "2.4", "-z", "poly,4",
+                 "-t", tag, "-s", "-w", "-b"]
+        words[0] = str(Path(sys.executable).with_name("gpaw"))
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+        if not (folder / f"{symbol}.{tag}.PBE").exists():
+            raise DFTError(f"{symbol}: the 4f-core setup was not made: {done.stderr[-300:] or done.stdout[-300:]}")
+    return tag
+
+
+# ---- one material -------------------------------------------------------------------------------
+
+def band_path(cell, points):
+    """seekpath's standard primitive cell and its k-path: (cell, {"kpoints" (K, 3) fractional, "distance" (K,), "labels"}).
+
+    labels: [(distance, name)], two at a jump joined by "|".
+    """
+    import seekpath
+    from ase.data import chemical_symbols
+    from ase.geometry import cell_to_cellpar
+
+    from .relax import to_atoms
+    atoms = to_atoms(cell)
+    entry = (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers)
+    length = seekpath.get_explicit_k_path(entry, reference_distance=0.1)["explicit_kpoints_linearcoord"][-1]
+    found = seekpath.get_explicit_k_path(entry, reference_distance=length / max(points, 2))
+    primitive = (cell_to_cellpar(found["primitive_lattice"]), [chemical_symbols[z] for z in found["primitive_types"]],
+                 np.asarray(found["primitive_positions"]))
+    distance, labels = found["explicit_kpoints_linearcoord"], []
+    for x, name in zip(distance, found["explicit_kpoints_labels"]):
+        name = {"GAMMA": "Γ"}.get(name, name)
+        if name and labels and abs(labels[-1][0] - x) < 1e-6:
+            labels[-1] = (float(x), labels[-1][1] + ("" if labels[-1][1] == name else f"|{name}"))
+        elif name:
+            labels.append((float(x), name))
+    return primitive, {"kpoints": np.round(found["explicit_kpoints_rel"], 8).tolist(), "distance": distance.tolist(), "labels": labels}
+
+
+def prepare(cell, settings, kind="pbe", moments=True, setups=None):
+    """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}."""
+    cell, path = band_path(cell, settings.path_points) if settings.path_points else (cell, None)
+    xc = "GLLBSC" if kind == "gllbsc" else "PBE"
+    magmoms = [MOMENTS.get(e, 0.0) for e in cell[1]] if moments else []
+    return {"cell": [np.asarray(cell[0]).tolist(), list(cell[1]), np.asarray(cell[2]).tolist()], "settings": asdict(settings), "xc": xc,
+            "path": path, "steps": STEPS[kind], "magmoms": magmoms if any(magmoms) else [],
+            "setups": {**setups_for(cell[1], xc), **(setups or {})}}
+
+
+def execute(job, folder, ranks=2, timeout=None):
+    """Run the steps of a job that are missing under MPI; DFTError when another job is in the folder or GPAW dies."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text, path = json.dumps(job, sort_keys=True), folder / "job.json"
+    if path.exists() and path.read_text() != text:
+        raise DFTError(f"{folder}: holds another calculation; delete it or choose another folder")
+    path.write_text(text)
+    words = [sys.executable, "-m", "meidnet_core.gpaw_job", str(folder)]
+    if ranks > 1:
+        words = ["mpirun", "--bind-to", "none", "--oversubscribe", "-np", str(ranks), *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+                                "GPAW_SETUP_PATH": os.pathsep.join([str(setup_folder()), *_standard_setups()])}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment, cwd=ROOT)
+    if done.returncode:
+        raise DFTError(f"GPAW ended with {done.returncode} in {folder}: {(done.stderr or done.stdout)[-600:]}")
+
+
+def _standard_setups():
+    import gpaw_data
+    return [str(Path(gpaw_data.__file__).parent / "setups")]
+
+
+def gaps(energies, kpoints, electrons, magnetic=False):
+    """Gaps of eigenvalues (S, K, B) in eV relative to the Fermi level, of a cell with so many electrons.
+
+    indirect, direct (eV, 0 for a metal), overlap = lowest empty minus highest filled level (eV, negative: bands overlap), metal,
+    and the k-points. Bands are counted; in a magnetic cell, or one with an odd number of electrons, the Fermi level divides them.
+    """
+    e, k = np.asarray(energies), np.asarray(kpoints)
+    n = int(round(electrons / 2)) - 1
+    count = [n + 1] * len(e) if not magnetic and round(electrons) % 2 == 0 else [round((s < 0).sum(1).mean()) for s in e]
+    top, bottom = (np.max([s[:, c - 1] for s, c in zip(e, count)], 0), np.min([s[:, c] for s, c in zip(e, count)], 0))
+    vertical = np.min([s[:, c] - s[:, c - 1] for s, c in zip(e, count)], 0) if magnetic else bottom - top
+    v, c, d = top.argmax(), bottom.argmin(), vertical.argmin()
+    overlap = float(bottom[c] - top[v])
+    odd = round(electrons) % 2 == 1 and not magnetic
+    metal = overlap <= 0 or odd
+    return {"indirect": 0.0 if metal else overlap, "direct": 0.0 if metal else float(vertical[d]), "overlap": overlap, "metal": bool(metal),
+            "vbm_k": k[v].tolist(), "cbm_k": k[c].tolist(), "direct_k": k[d].tolist()}
+
+
+def collect(name, job, folder, profile):
+    """One plain dict of everything that came out; status of the first step without a result, else ok."""
+    steps = {s: read(folder, s) for s in job["steps"]}
+    bad = next((f"{s}: {r['status'] if r else 'not run'}" for s, r in steps.items() if not r or r["status"] != "ok"), None)
+    done = {s: r for s, r in steps.items() if r and r["status"] == "ok"}
+    out = {"engine": "gpaw", "name": name, "profile": profile, "status": bad or "ok", "xc": job["xc"], "settings": job["settings"],
+           "setups": job["setups"], "cell": job["cell"], "seconds": sum(r["seconds"] for r in steps.values() if r), "bands": None, "dos": None}
+    if "eos" in done:
+        out["eos"] = done["eos"]
+    if "gllbsc" in done:
+        out["gllbsc"] = done["gllbsc"]
+    if "scf" in done:
+        s = done["scf"]
+        out |= {k: s[k] for k in ("energy_per_atom", "efermi", "moment", "electrons")} | {"cell": [s["lattice"], s["symbols"], s["frac"]]}
+        levels, points = np.array(s["energies"]), np.array(s["kpoints"])
+        if "bands" in done:
+            out |= {s: {k: np.array(v) if k in ("energies", "distance", "kpoints", "total") else v for k, v in done[s].items()}
+                    for s in ARRAYS if s in done}
+            few = min(levels.shape[2], out["bands"]["energies"].shape[2])
+            levels = np.concatenate([levels[..., :few], out["bands"]["energies"][..., :few]], 1)
+            points = np.concatenate([points, out["bands"]["kpoints"]])
+        out["gap"] = gaps(levels, points, s["electrons"], bool(job["magmoms"]))
+    return out
+
+
+def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=None, moments=True, setups=None):
+    """Calculate a cell (lattice (6,), symbols, frac), or read the stored result of this name and profile. Returns collect's dict."""
+    store = Path(store or STORE)
+    found = load(name, profile, store)
+    if found and found["status"] == "ok":
+        return found
+    job, folder = prepare(cell, PROFILES[profile], kind, moments, setups), WORK / f"{name}-{profile}"
+    try:
+        execute(job, folder, ranks, timeout)
+    except subprocess.TimeoutExpired:
+        pass                                                          # the missing step says so in the status
+    out = collect(name, job, folder, profile)
+    save(out, store)
+    if out["status"] == "ok":
+        (folder / "scf.gpw").unlink(missing_ok=True)
+    return out
+
+
+# ---- storage ------------------------------------------------------------------------------------
+
+def save(out, store=STORE):
+    """<name>-<profile>.json, and .npz with the bands and the density of states (float32)."""
+    name, arrays, plain = f"{out['name']}-{out['profile']}", {}, dict(out)
+    for part in ARRAYS:
+        if out[part]:
+            arrays |= {f"{part}.{k}": np.asarray(v, np.float32) for k, v in out[part].items() if isinstance(v, np.ndarray)}
+            plain[part] = {k: v for k, v in out[part].items() if not isinstance(v, np.ndarray)}
+    _write_atomic(Path(store) / f"{name}.json", json.dumps(plain, indent=1) + "\n")
+    if arrays:
+        np.savez_compressed(Path(store) / f"{name}.npz", **arrays)
+
+
+def load(name, profile, store=STORE):
+    """A stored result with its arrays, or None."""
+    path = Path(store) / f"{name}-{profile}.json"
+    if not path.exists():
+        return None
+    out = json.loads(path.read_text())
+    if path.with_suffix(".npz").exists():
+        for key, value in np.load(path.with_suffix(".npz")).items():
+            part, field = key.split(".")
+            out[part][field] = value.astype(float)
+    return out

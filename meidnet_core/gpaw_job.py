@@ -1,0 +1,181 @@
+"""The steps of one GPAW calculation, run under MPI by dft.py: `mpirun -np 2 python -m meidnet_core.gpaw_job FOLDER`.
+
+FOLDER/job.json says what to do; each step writes FOLDER/<step>.json when it is done and is not done twice. A step that does
+not converge, or fails, is a file with that status: nothing is lost and nothing looks like a result.
+
+eos: energies of scaled cells -> lattice; scf: density and eigenvalues on a mesh with Gamma; bands: along a path; dos: total
+density of states; gllbsc: band gap with the derivative discontinuity (Kuisma et al. 2010).
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+STRAINS = (-0.02, -0.01, 0.0, 0.01, 0.02)      # of the lattice constant, five points of the equation of state
+TINY_GAP = 0.1                                 # eV; below this Kohn-Sham gap the discontinuity means nothing
+WINDOW = (-8.0, 8.0)                           # eV around the Fermi level, of the density of states
+
+
+def calculator(job, folder, step, **changes):
+    """A GPAW calculator for one step; everything that the numbers depend on comes from job["settings"]."""
+    from gpaw import GPAW, PW, FermiDirac, Mixer, MixerSum
+    s = job["settings"]
+    mixer = MixerSum(0.05, 5, 50) if job["magmoms"] else Mixer(0.1, 5, 50)
+    words = dict(mode=PW(s["cutoff"]), xc=job["xc"], kpts={"size": s["kpts"], "gamma": job.get("gamma", True)}, occupations=FermiDirac(s["smearing"]),
+                 convergence={"energy": 1e-5, "density": 1e-4}, maxiter=s["maxiter"], mixer=mixer, setups=job["setups"],
+                 txt=str(folder / f"{step}.txt"))
+    return GPAW(**(words | changes))
+
+
+def atoms_of(job):
+    from .relax import to_atoms
+    atoms = to_atoms(job["cell"])
+    if job["magmoms"]:
+        atoms.set_initial_magnetic_moments(job["magmoms"])
+    return atoms
+
+
+def read(folder, step):
+    path = folder / f"{step}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def write(folder, step, record):
+    """Master writes, beside the file and renamed: a reader sees all of it or nothing."""
+    from gpaw.mpi import world
+    if world.rank == 0:
+        part = folder / f".{step}.{os.getpid()}"
+        part.write_text(json.dumps(record))
+        os.replace(part, folder / f"{step}.json")
+    world.barrier()
+
+
+# ---- steps --------------------------------------------------------------------------------------
+
+def eos(job, folder):
+    """Energies (eV) of uniformly strained cells, kept one by one, and the volume of the fitted minimum (Birch-Murnaghan)."""
+    from ase.eos import EquationOfState
+    points = read(folder, "eos-points") or []
+    for strain in STRAINS[len(points):]:
+        atoms = atoms_of(job)
+        atoms.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
+        atoms.calc = calculator(job, folder, "eos")
+        points.append([atoms.get_volume(), atoms.get_potential_energy()])
+        write(folder, "eos-points", points)
+    volumes, energies = np.array(points).T
+    v0, e0, bulk = EquationOfState(volumes, energies, eos="birchmurnaghan").fit()
+    if not volumes.min() < v0 < volumes.max():
+        raise ValueError(f"the minimum at {v0:.1f} cubic angstrom lies outside the strained cells: start nearer to it")
+    return {"volumes": volumes.tolist(), "energies": energies.tolist(), "volume": float(v0), "energy": float(e0),
+            "bulk_modulus": float(bulk) / 0.006241509}                                     # eV/angstrom^3 -> GPa
+
+
+def relaxed(job, folder):
+    """Atoms at the volume of the equation of state, or as given when the job has none."""
+    atoms, found = atoms_of(job), read(folder, "eos")
+    if found and found["status"] == "ok":
+        atoms.set_cell(atoms.cell * (found["volume"] / atoms.get_volume()) ** (1 / 3), scale_atoms=True)
+    return atoms
+
+
+def eigenvalues(calc):
+    """(S, K, B) eV relative to the Fermi level, (K, 3) k-points of the irreducible zone, (K,) weights, (S, K, B) occupations."""
+    spins, k = calc.get_number_of_spins(), calc.get_ibz_k_points()
+    e = np.array([[calc.get_eigenvalues(kpt=i, spin=s) for i in range(len(k))] for s in range(spins)])
+    return e - calc.get_fermi_level(), k, calc.get_k_point_weights()
+
+
+def scf(job, folder):
+    atoms = relaxed(job, folder)
+    atoms.calc = calculator(job, folder, "scf")
+    energy = atoms.get_potential_energy()
+    atoms.calc.write(folder / "scf.gpw")                             # density and potential; bands and dos start from it
+    e, k, w = eigenvalues(atoms.calc)
+    moment = float(atoms.calc.get_magnetic_moment()) if job["magmoms"] else 0.0
+    return {"energy_per_atom": energy / len(atoms), "efermi": float(atoms.calc.get_fermi_level()), "energies": e.tolist(), "moment": moment,
+            "kpoints": k.tolist(), "weights": w.tolist(), "electrons": float(atoms.calc.get_number_of_electrons()),
+            "lattice": atoms.cell.cellpar().tolist(), "symbols": list(atoms.symbols), "frac": atoms.get_scaled_positions().tolist()}
+
+
+def fixed(job, folder, step, kpts, extra):
+    """Eigenvalues at other k-points in the fixed density of the self-consistent run; the `extra` highest bands are a buffer."""
+    from gpaw import GPAW
+    occupied = int(np.ceil(read(folder, "scf")["electrons"] / 2))
+    empty = max(8, occupied // 3)
+    ground = GPAW(folder / "scf.gpw", txt=None)
+    return ground, ground.fixed_density(kpts=kpts, nbands=occupied + empty + extra, convergence={"bands": occupied + empty}, maxiter=200,
+                                        symmetry="off" if step == "bands" else {}, txt=str(folder / f"{step}.txt")), occupied + empty
+
+
+def bands(job, folder):
+    """(S, K, B) energies along job["path"]["kpoints"], eV relative to the Fermi level of the self-consistent run."""
+    ground, calc, keep = fixed(job, folder, "bands", np.array(job["path"]["kpoints"]), 8)
+    e = np.array([[calc.get_eigenvalues(kpt=i, spin=s)[:keep] for i in range(len(job["path"]["kpoints"]))]
+                  for s in range(calc.get_number_of_spins())])
+    return {"energies": (e - ground.get_fermi_level()).tolist(), **job["path"]}
+
+
+def dos(job, folder):
+    """Total density of states (S, M) per eV and cell by linear tetrahedra; energies relative to the Fermi level.
+
+    The Fermi level is that of the denser mesh; DOSCalculator takes energies relative to it already.
+    """
+    from gpaw.dos import DOSCalculator
+    ground, calc, _ = fixed(job, folder, "dos", {"size": job["settings"]["dos_kpts"], "gamma": True}, 8)
+    energies, spins = np.linspace(*WINDOW, 801), calc.get_number_of_spins()
+    shift = ground.get_fermi_level() - calc.get_fermi_level()        # the levels of the bands and of the dos must be the same one
+    table = DOSCalculator.from_calculator(calc, shift_fermi_level=True)
+    total = [table.raw_dos(energies + shift, spin=s if spins == 2 else None, width=0.0) for s in range(spins)]
+    return {"energies": energies.tolist(), "total": np.nan_to_num(total).tolist()}
+
+
+def gllbsc(job, folder):
+    """Fundamental gap = Kohn-Sham gap + derivative discontinuity, and the direct one: the same discontinuity on top of the
+    smallest vertical Kohn-Sham gap. A Kohn-Sham gap below TINY_GAP is reported as no gap."""
+    atoms = atoms_of(job)
+    atoms.calc = calc = calculator(job | {"xc": "GLLBSC"}, folder, "gllbsc")
+    atoms.get_potential_energy()
+    e, k, _ = eigenvalues(calc)
+    occupied = int(round(calc.get_number_of_electrons() / 2))
+    top, bottom = e[0, :, occupied - 1], e[0, :, occupied]
+    ks, direct = float(bottom.min() - top.max()), float((bottom - top).min())
+    record = {"ks_indirect": ks, "ks_direct": direct, "vbm_k": k[top.argmax()].tolist(), "cbm_k": k[bottom.argmin()].tolist(),
+              "direct_k": k[(bottom - top).argmin()].tolist(), "kpoints": k.tolist(), "valence": top.tolist(), "conduction": bottom.tolist()}
+    if ks < TINY_GAP:
+        return record | {"gap": False}
+    response, ef = calc.hamiltonian.xc.response, calc.get_fermi_level()
+    potential = response.calculate_discontinuity_potential(float(top.max() + ef), float(bottom.min() + ef))
+    found, discontinuity = response.calculate_discontinuity(potential)
+    if abs(found - ks) > 0.02:
+        raise ValueError(f"two Kohn-Sham gaps, {found:.3f} and {ks:.3f} eV")
+    return record | {"gap": True, "discontinuity": float(discontinuity), "indirect": ks + discontinuity, "direct": direct + discontinuity}
+
+
+STEPS = {"eos": eos, "scf": scf, "bands": bands, "dos": dos, "gllbsc": gllbsc}
+
+
+def run(job, folder):
+    """All steps of a job that are not there; stops at the first one without a result."""
+    from gpaw import KohnShamConvergenceError
+    for step in job["steps"]:
+        record = read(folder, step)
+        if not record or record["status"] != "ok":
+            start = time.time()
+            try:
+                record = STEPS[step](job, folder) | {"status": "ok"}
+            except KohnShamConvergenceError as error:
+                record = {"status": "not converged", "reason": str(error)[:300]}
+            except (ValueError, RuntimeError, FileNotFoundError) as error:
+                record = {"status": f"failed: {type(error).__name__}: {str(error)[:300]}"}
+            write(folder, step, record | {"seconds": time.time() - start})
+        if record["status"] != "ok":
+            break
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    run(json.loads((where / "job.json").read_text()), where)

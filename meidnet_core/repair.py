@@ -1,0 +1,391 @@
+"""Soft-mode repair: a compact genetic algorithm on VibroML's genes that looks for the polymorph below an unstable crystal.
+
+As in the paper (Dynamical stability evaluation): structures are displaced along unstable eigenvectors (displacement scale, coupling
+of modes, phase, supercell, three cell scales, three angles) and relaxed; fitness is the relaxed energy per atom; selection by
+tournament, crossover, mutation; the search is refreshed with the soft modes of its most promising candidate. From the three lowest
+polymorphs without soft modes the most symmetric one is taken.
+
+    python -m meidnet_core.repair KTaSe3 LaScSe3 --potential sevennet-0 --generations 19 --minutes 8 --seed 0
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from . import phonons, relax
+
+FMAX, STEPS = 0.05, 50         # eV/angstrom: every individual; the most promising ones are polished to relax.FMAX
+SMALL = 20                     # atoms of a supercell in the search; a base with more than half of it gets twice its own
+MUTATION, TOURNAMENT = 0.2, 3
+SCALE, STRETCH, ANGLE = (0.15, 1.0), 0.05, 5.0         # angstrom, relative, degrees
+NOISE = 0.05                   # share of the displacement scale that is random: relaxation alone keeps every symmetry
+EVERY = 7                      # generations between two refreshes
+KEPT = 8                       # soft modes kept of a base that is itself a product of the search
+SAME = 0.0003                  # eV/atom; closer energies may be one polymorph (those of SrTiO3 lie 1 meV apart)
+SETTLED = 8                    # lowest individuals that are relaxed to the end before they are ranked
+SYMPRECS = (0.3, 0.1, 0.03)    # angstrom; the most symmetric cell whose relaxed energy is no higher is taken
+CHECKED, LOWEST, ROUNDS = 4, 3, 3                      # polymorphs with phonons; stable ones to choose from; rounds after the search
+LARGEST = 170                  # atoms of a supercell for phonons, after the first
+SHARE = 0.7                    # of the minutes, for the search; the rest is phonons
+
+
+def _cells():
+    """Supercell matrices (rows: new axes), small ones first; for a cubic parent they hold Gamma, X, M and R where det is 4 or 8."""
+    eye, out = np.eye(3, dtype=int), []
+    axes = [np.roll(np.arange(3), k) for k in range(3)]
+    bases = [np.diag([1, 1, 2]), [[1, -1, 0], [1, 1, 0], [0, 0, 1]], [[1, -1, 0], [1, 1, 0], [0, 0, 2]], np.diag([2, 2, 1])]
+    for base in bases:
+        out += [np.asarray(base)[np.ix_(a, a)] for a in axes]
+    out = [eye, np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]), *out, np.diag([2, 2, 2])]
+    return sorted((m * int(np.sign(round(np.linalg.det(m)))) for m in out), key=lambda m: round(np.linalg.det(m)))
+
+
+CELLS = _cells()
+
+
+def fitting(qs, atoms, limit):
+    """Numbers of the CELLS with at most `limit` atoms that hold every q (Q, 3) (M q whole), small ones first."""
+    whole = lambda m: np.abs(m @ np.transpose(qs) - np.round(m @ np.transpose(qs))).max() < 1e-3
+    return [i for i, m in enumerate(CELLS) if atoms * round(np.linalg.det(m)) <= limit and whole(m)]
+
+
+# ---- genes ----------------------------------------------------------------------------------------
+
+def random_genes(rng, bases):
+    """Genes of one individual as a JSON-able dict: base, modes, weights, phases, scale, stretch, angles, cell, noise."""
+    base = len(bases) - 1 if rng.random() < 0.6 else int(rng.integers(len(bases)))
+    strength = np.array([m["frequency"] for m in bases[base]["modes"]]) ** 2
+    count = min(int(rng.integers(1, 4)), len(strength))
+    modes = rng.choice(len(strength), count, replace=False, p=strength / strength.sum())
+    genes = {"base": base, "modes": modes.tolist(), "weights": rng.uniform(0.3, 1, count).round(3).tolist(),
+             "phases": rng.choice([0, 90, 180, 270], count).tolist(), "scale": round(float(rng.uniform(*SCALE)), 3),
+             "stretch": rng.normal(1, STRETCH / 2, 3).round(4).tolist(), "angles": rng.normal(0, ANGLE / 2, 3).round(3).tolist(),
+             "noise": int(rng.integers(1 << 31))}
+    return place(genes, bases, rng)
+
+
+def place(genes, bases, rng=None):
+    """Give genes a supercell that holds their modes, mostly the smallest; modes that share none with the first are dropped."""
+    base = bases[genes["base"]]
+    atoms = len(base["cell"][1])
+    limit = max(SMALL, 2 * atoms)
+    while not (fits := fitting([base["modes"][i]["q"] for i in genes["modes"]], atoms, limit)) and len(genes["modes"]) > 1:
+        genes = genes | {k: genes[k][:-1] for k in ("modes", "weights", "phases")}
+    larger = rng is not None and len(fits) > 1 and rng.random() < 0.3
+    pick = (fits[int(rng.integers(1, len(fits)))] if larger else fits[0]) if fits else 0
+    return genes | {"cell": CELLS[pick].tolist()}
+
+
+def cell_of(genes, base):
+    """The displaced, strained supercell that genes describe, as a cell tuple; scale 0 without strain is the supercell of the base."""
+    u = sum(w * phonons.moves(base["cell"], base["modes"][i], genes["cell"], phase + 1e-3)
+            for i, w, phase in zip(genes["modes"], genes["weights"], genes["phases"]))
+    u = u / max(np.linalg.norm(u, axis=1).max(), 1e-12) + NOISE * np.random.default_rng(genes["noise"]).normal(size=u.shape)
+    return phonons.build(base["cell"], genes["cell"], genes["scale"] * u, np.concatenate([genes["stretch"], genes["angles"]]))
+
+
+def starters(bases, count):
+    """Simple distortions of the newest base: one partner of a soft mode, all partners at one q, two of one kind with one of another."""
+    modes = bases[-1]["modes"]
+    kinds = list({(m["label"], m["frequency"]): None for m in modes})[:4]
+    groups = [[i for i, m in enumerate(modes) if (m["label"], m["frequency"]) == k] for k in kinds]
+    at = [[i for i in g if modes[i]["q"] == modes[g[0]]["q"]] for g in groups]
+    sets = [g[:1] for g in at] + [g for g in at if len(g) > 1]
+    sets += [a[:2] + [i] for n, a in enumerate(at) for g in groups[n + 1:] for i in g[-1:]]
+    sets = list({tuple(s): None for s in sets})[:count]
+    plain = {"base": len(bases) - 1, "scale": 0.4, "stretch": [1.0] * 3, "angles": [0.0] * 3}
+    genes = [plain | {"modes": list(s), "weights": [1.0] * len(s), "phases": [0] * len(s), "noise": n} for n, s in enumerate(sets)]
+    return [place(g, bases) for g in genes]
+
+
+def child_of(mother, father, bases, rng):
+    """Crossover, then mutation of each gene with probability MUTATION. Modes go together, with their weights, phases and base."""
+    fresh, out = random_genes(rng, bases), {}
+    for group in (("base", "modes", "weights", "phases"), ("scale",), ("stretch",), ("angles",)):
+        parent = mother if rng.random() < 0.5 else father
+        parent = fresh if rng.random() < MUTATION else parent
+        out |= {k: parent[k] for k in group}
+    if rng.random() < MUTATION:
+        out["weights"] = rng.uniform(0.3, 1, len(out["modes"])).round(3).tolist()
+    return place(out | {"noise": fresh["noise"]}, bases, rng)
+
+
+# ---- answers that outlive a kill --------------------------------------------------------------------
+
+class Ledger:
+    """Expensive answers as JSON lines: an equal question is not asked twice, so a killed run repeats its random stream and goes on."""
+
+    def __init__(self, path):
+        self.path, self.seconds, self.asked = Path(path), 0.0, 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.known = relax.read_rows(self.path)
+        relax._mend(self.path)
+
+    def ask(self, kind, cells, answer, notes=None):
+        """Rows for cells, in order. answer(cells) yields a dict per cell; each is written as it comes, with its note and CPU seconds."""
+        keys = [relax.key_of(c, kind, "") for c in cells]
+        new = {k: i for i, k in reversed(list(enumerate(keys))) if k not in self.known}
+        start, order = time.process_time(), sorted(new.values())
+        for i, row in zip(order, answer([cells[i] for i in order]) if order else ()):
+            row = {"key": keys[i], "kind": kind, "seconds": round(time.process_time() - start, 3)} | (notes[i] if notes else {}) | row
+            start, self.known[keys[i]] = time.process_time(), json.loads(json.dumps(row))          # what a resumed run will read
+            with open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        self.asked += len(cells)
+        self.seconds += sum(self.known[k]["seconds"] for k in dict.fromkeys(keys))
+        return [self.known[k] for k in keys]
+
+
+def serial(calculator, fmax=FMAX, steps=STEPS):
+    """evaluate(cells) of one ASE calculator: rows of relax.relax, one by one. A batched engine takes its place with the same answer."""
+    return lambda cells: (relax.relax(c, calculator, "ideal", fmax, steps) for c in cells)
+
+
+def _modes(ph, most=None):
+    return [m | {"eigenvector": [np.round(m["eigenvector"].real, 6).tolist(), np.round(m["eigenvector"].imag, 6).tolist()]}
+            for m in phonons.soft_modes(ph)[:most]]
+
+
+def _base(cell, modes):
+    """Base of a search from the JSON form of modes."""
+    return {"cell": cell, "modes": [m | {"eigenvector": np.array(m["eigenvector"][0]) + 1j * np.array(m["eigenvector"][1])} for m in modes]}
+
+
+def cell_from(row):
+    """Cell tuple of a row with lattice, symbols, frac."""
+    return row["lattice"], row["symbols"], row["frac"]
+
+
+def examine(cell, calculator, polish=True):
+    """Polish, symmetrise, phonons -> row of relax.relax with spacegroup, symprec, lowest, lowest_exact (THz), modes; failures labelled."""
+    row = relax.relax(cell, calculator, "ideal", relax.FMAX, 150 if polish else 0)
+    if "lattice" not in row:
+        return row
+    try:
+        row = _symmetric(row, calculator) if polish else row | {"symprec": phonons.SYMPREC}
+        cell, ph = cell_from(row), None
+        for size in _sizes(cell) if polish else [(2, 2, 2)]:
+            ph = phonons.phonopy_of(cell, calculator, size)
+            exact = min(phonons.lowest_exact(ph), row.get("lowest_exact", np.inf))
+            row |= {"lowest": round(phonons.lowest(ph), 4), "lowest_exact": round(exact, 4), "supercell": list(size)}
+            if row["lowest"] >= phonons.SOFT or exact < phonons.SOFT:
+                break
+        if polish and row["lowest"] < phonons.SOFT <= exact:
+            row |= {"lowest_outside": round(phonons.lowest(ph, outside=True), 4), "elastic": round(phonons.elastic(cell, calculator), 2)}
+        return row | {"modes": _modes(ph, KEPT if polish else None), "spacegroup": phonons.spacegroup(cell, row["symprec"])}
+    except Exception as error:                                               # potentials and symmetry searches fail on odd cells
+        return row | {"status": f"failed: {type(error).__name__}: {str(error)[:200]}"}
+
+
+def _sizes(cell):
+    """Supercells for phonons: what only the interpolation of a small one calls soft is asked of a larger one."""
+    sizes = dict.fromkeys(phonons.supercell_for(cell, n * phonons.LENGTH) for n in (1, 1.5, 2))
+    return [s for i, s in enumerate(sizes) if i == 0 or len(cell[1]) * np.prod(s) <= LARGEST]
+
+
+def _symmetric(row, calculator):
+    """The most symmetric primitive cell, relaxed, whose energy is not above the row's by more than SAME."""
+    for symprec in SYMPRECS:
+        try:
+            cell, _ = phonons.primitive(cell_from(row), symprec)
+        except (TypeError, ValueError, AttributeError):                      # spglib finds no group at this tolerance
+            continue
+        new = relax.relax(cell, calculator, "ideal", relax.FMAX / 2, 150)
+        if "lattice" in new and new["energy_per_atom"] < row["energy_per_atom"] + SAME:
+            return new | {"symprec": min(symprec, 0.05)}
+    return row | {"symprec": 0.05}
+
+
+# ---- search -------------------------------------------------------------------------------------------
+
+def search(cell, calculator, path, *, generations=19, offspring=3, population=12, seed=0, minutes=None, progress=True, evaluate=None,
+           parent=None):
+    """Genetic search below a cell. path: JSON lines, one per relaxed individual with its genes; a killed call goes on from them.
+
+    Returns {"status", "individuals" (rows with genes, lowest energy first), "bases", "generations", "evaluations", "seconds"}. status:
+    ok | no soft modes | failed: reason. evaluate(cells) -> rows replaces the serial relaxations. minutes (CPU time of this process and of
+    earlier calls): no new generation after that. parent: row of `examine(cell, polish=False)` if known.
+    """
+    from tqdm.auto import trange
+    ledger, rng, evaluate = Ledger(path), np.random.default_rng(seed), evaluate or serial(calculator)
+    parent = parent or ledger.ask("parent", [cell], lambda cells: (examine(c, calculator, False) for c in cells))[0]
+    out = {"status": parent["status"], "individuals": [], "bases": [], "generations": 0}
+    if parent.get("modes"):
+        out["status"], out["bases"] = "ok", [_base(cell, parent["modes"])]
+        first = starters(out["bases"], population)
+        first += [random_genes(rng, out["bases"]) for _ in range(population - len(first))]
+        out["individuals"] = _evaluated(first, out["bases"], ledger, evaluate, 0)
+        for g in trange(1, generations + 1, desc="generations", disable=not progress, mininterval=1):
+            if minutes is not None and ledger.seconds > 60 * minutes:
+                break
+            out["generations"] = g
+            _generation(out, g, offspring, population, rng, ledger, evaluate, calculator)
+    elif "modes" in parent:
+        out["status"] = "no soft modes"
+    return out | {"evaluations": len(out["individuals"]), "seconds": round(ledger.seconds, 1)}
+
+
+def _generation(out, g, offspring, population, rng, ledger, evaluate, calculator):
+    pool = distinct(out["individuals"])[:population]
+    if g % EVERY == 0 and pool:                                              # new soft modes of the most promising candidate
+        found = ledger.ask("examine", [cell_from(pool[0])], lambda cells: (examine(c, calculator) for c in cells))[0]
+        out["bases"] += [_base(cell_from(found), found["modes"])] if found.get("modes") else []
+    if not pool:
+        genes = [random_genes(rng, out["bases"]) for _ in range(offspring)]
+    else:
+        genes = [child_of(_winner(pool, rng)["genes"], _winner(pool, rng)["genes"], out["bases"], rng) for _ in range(offspring)]
+    out["individuals"] += _evaluated(genes, out["bases"], ledger, evaluate, g)
+
+
+def _winner(pool, rng):
+    """Tournament: pool is sorted by energy, so the smallest of a few random numbers wins."""
+    return pool[int(rng.integers(len(pool), size=TOURNAMENT).min())]
+
+
+def _evaluated(genes, bases, ledger, evaluate, generation):
+    cells, notes = [cell_of(g, bases[g["base"]]) for g in genes], [{"generation": generation, "genes": g} for g in genes]
+    rows = ledger.ask("individual", cells, evaluate, notes)
+    return [row | {"genes": g, "generation": generation} for row, g in zip(rows, genes)]
+
+
+def distinct(rows, same=lambda a, b: True):
+    """Rows with an energy, lowest first, without those whose energy lies within SAME of a kept one that is the same polymorph."""
+    kept, rows = [], [r for r in rows if r.get("lattice") and r["energy_per_atom"] is not None]
+    for row in sorted(rows, key=lambda r: r["energy_per_atom"]):
+        if not any(row["energy_per_atom"] - k["energy_per_atom"] < SAME and same(k, row) for k in kept):
+            kept.append(row)
+    return kept
+
+
+def alike(a, b):
+    """Are two rows one polymorph? Primitive cells at 0.05 angstrom compared by pymatgen's StructureMatcher, which does not reduce them:
+    its own reduction, at 0.25 angstrom, would undo small tilts."""
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+    cells = [_reduced(r) for r in (a, b)]
+    matcher = StructureMatcher(ltol=0.05, stol=0.05, angle_tol=1.5, primitive_cell=False)
+    return len(cells[0][1]) == len(cells[1][1]) and bool(matcher.fit(*map(phonons._structure, cells)))
+
+
+def _reduced(row):
+    try:
+        return phonons.primitive(cell_from(row), 0.05)[0]
+    except (TypeError, ValueError, AttributeError):                          # spglib finds no group at this tolerance
+        return cell_from(row)
+
+
+# ---- repair -------------------------------------------------------------------------------------------
+
+def repair(name, cell, potential, folder, *, generations=19, offspring=3, population=12, minutes=None, seed=0, calculator=None,
+           evaluate=None, progress=True):
+    """Repair of one relaxed cubic cell -> JSON-able dict; folder keeps the answers, so that a killed call goes on.
+
+    status: repaired | not repaired | no soft modes | failed: reason. Energies in eV/atom, gain = parent - chosen; frequencies in THz,
+    soft below phonons.SOFT. spacegroup_before/after, lowest_before/after, lattice, symbols, frac of the chosen polymorph (of the lowest
+    one when none is free of soft modes), polymorphs (lowest first, lowest = None where no phonons were computed), seconds (CPU).
+    """
+    from .potentials import get_calculator
+    start = time.time()
+    calculator, path = calculator or get_calculator(potential, "cpu"), Path(folder) / f"{name}-{potential}-seed{seed}.jsonl"
+    out = {"name": name, "potential": potential, "seed": seed, "threshold": phonons.SOFT, "generations_asked": generations}
+    ledger = Ledger(path)
+    parent = ledger.ask("parent", [cell], lambda cells: (examine(c, calculator, False) for c in cells))[0]
+    out |= {"parent_energy": parent["energy_per_atom"], "spacegroup_before": parent.get("spacegroup"),
+            "lowest_before": parent.get("lowest")}
+    found = search(cell, calculator, path, generations=generations, offspring=offspring, population=population, seed=seed,
+                   minutes=None if minutes is None else SHARE * minutes, progress=progress, evaluate=evaluate, parent=parent)
+    out |= {k: found[k] for k in ("status", "generations", "evaluations")}
+    if found["status"] == "ok":
+        ledger = Ledger(path)                                                # with what the search wrote
+        ledger.seconds = parent["seconds"] + found["seconds"]
+        polymorphs = _polymorphs(found, parent, ledger, calculator, evaluate or serial(calculator), minutes)
+        out |= _chosen(polymorphs, parent) | {"polymorphs": [_plain(p) for p in polymorphs[:8]]}
+    return out | {"seconds": round(ledger.seconds, 1), "wall_seconds": round(time.time() - start, 1)}
+
+
+def _polymorphs(found, parent, ledger, calculator, evaluate, minutes):
+    """Distinct polymorphs; the lowest ones examined, then their own soft modes followed while none is free of them."""
+    top = [cell_from(r) for r in distinct(found["individuals"])[:SETTLED]]
+    examined, rest = [], distinct(ledger.ask("settle", top, serial(calculator, relax.FMAX, 2 * STEPS)), alike)
+    late = lambda: minutes is not None and ledger.seconds > 60 * minutes
+    look = lambda row: ledger.ask("examine", [cell_from(row)], lambda cells: (examine(c, calculator) for c in cells))[0]
+    while rest and len(examined) < CHECKED and len([e for e in examined if stable(e)]) < LOWEST and not (examined and late()):
+        examined, rest = examined + [look(rest[0])], rest[1:]
+    for n in range(ROUNDS):
+        best = min((e for e in examined if e.get("modes")), key=lambda e: e["energy_per_atom"], default=None)
+        if best is None or any(map(stable, examined)) or late():
+            break
+        bases = [_base(cell_from(best), best["modes"])]
+        rows = distinct(_evaluated(starters(bases, 5), bases, ledger, evaluate, f"round {n + 1}"))
+        examined += [look(r) for r in rows[:1]]
+    return [r for r in distinct(examined + rest, alike) if r["energy_per_atom"] < parent["energy_per_atom"]]
+
+
+def stable(row):
+    """Is no mode soft: at commensurate points, and on the path and a mesh? What is soft there only around Gamma, between it and the next
+    commensurate points, is left to the elastic tensor, computed without interpolation: it must be positive (see phonons.lowest)."""
+    if row.get("lowest") is None or row["lowest_exact"] < phonons.SOFT:
+        return False
+    return row["lowest"] >= phonons.SOFT or (row.get("lowest_outside", -np.inf) >= phonons.SOFT and row["elastic"] > 0)
+
+
+def _chosen(polymorphs, parent):
+    """Of the LOWEST lowest polymorphs without soft modes the one with the highest space group number; else the lowest with phonons."""
+    good = [p for p in polymorphs if stable(p)][:LOWEST]
+    known = good or [p for p in polymorphs if p.get("lowest") is not None]
+    if not known:
+        return {"status": "not repaired", "gain": None, "lowest_after": None, "spacegroup_after": None, "energy_per_atom": None}
+    best = max(known, key=lambda p: (_number(p), -p["energy_per_atom"])) if good else known[0]
+    return {"status": "repaired" if good else "not repaired", "gain": parent["energy_per_atom"] - best["energy_per_atom"],
+            "best_gain": parent["energy_per_atom"] - polymorphs[0]["energy_per_atom"], "energy_per_atom": best["energy_per_atom"],
+            "spacegroup_after": best["spacegroup"], "symprec": best["symprec"], "lowest_after": best["lowest"],
+            "lowest_exact_after": best["lowest_exact"], "lowest_outside_after": best.get("lowest_outside"),
+            "elastic_after": best.get("elastic"), **{k: best[k] for k in ("lattice", "symbols", "frac")}}
+
+
+def _number(row):
+    return int(row["spacegroup"].split("(")[1].rstrip(")"))
+
+
+def _plain(row):
+    """A polymorph for the JSON: cell, energy, space group, lowest frequencies; None where no phonons were computed."""
+    keys = ("status", "energy_per_atom", "lattice", "symbols", "frac", "spacegroup", "symprec", "lowest", "lowest_exact",
+            "lowest_outside", "elastic", "supercell")
+    plain = {k: row.get(k) for k in keys}
+    return plain if plain["spacegroup"] else plain | {"spacegroup": phonons.spacegroup(cell_from(row), 0.05), "symprec": 0.05}
+
+
+def write(result, folder, cifs):
+    """Store a result as <name>-<potential>-seed<k>.json and its chosen polymorph as <name>.cif; returns the JSON's path."""
+    from .results import _write_atomic
+    path = Path(folder) / f"{result['name']}-{result['potential']}-seed{result['seed']}.json"
+    _write_atomic(path, json.dumps(result, ensure_ascii=False) + "\n")
+    if result.get("lattice"):
+        _write_atomic(Path(cifs) / f"{result['name']}.cif", phonons._structure(cell_from(result)).to(fmt="cif", symprec=result["symprec"]))
+    return path
+
+
+def main():
+    from . import hull, results, stability
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("formulas", nargs="+")
+    for name, value in (("potential", "sevennet-0"), ("generations", 19), ("minutes", 8.0), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    args = parser.parse_args()
+    data = results.ROOT / "data"
+    path = hull.default_path(args.potential, "cells")
+    rows = relax.relax_all(stability.cells_of(args.formulas), path, args.potential, processes=1)["ideal"]
+    for formula, row in zip(args.formulas, rows):
+        if (data / "polymorphs" / f"{formula}-{args.potential}-seed{args.seed}.json").exists():
+            continue
+        result = {"name": formula, "potential": args.potential, "seed": args.seed, "status": row["status"]} if "lattice" not in row else \
+            repair(formula, cell_from(row), args.potential, results.ROOT / "runs" / "repair", generations=args.generations,
+                   minutes=args.minutes, seed=args.seed)
+        write(result, data / "polymorphs", data / "candidates" / "polymorphs")
+        print({k: result.get(k) for k in ("name", "status", "spacegroup_after", "gain", "lowest_before", "lowest_after", "seconds")})
+
+
+if __name__ == "__main__":
+    main()
