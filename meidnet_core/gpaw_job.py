@@ -25,7 +25,7 @@ def calculator(job, folder, step, **changes):
     from gpaw import GPAW, PW, FermiDirac, Mixer, MixerSum
     s = job["settings"]
     mixer = MixerSum(0.05, 5, 50) if job["magmoms"] else Mixer(0.1, 5, 50)
-    words = dict(mode=PW(s["cutoff"]), xc=job["xc"], kpts={"size": s["kpts"], "gamma": job.get("gamma", True)}, occupations=FermiDirac(s["smearing"]),
+    words = dict(mode=PW(s["cutoff"]), xc=job["xc"], kpts={"size": s["kpts"], "gamma": s["gamma"]}, occupations=FermiDirac(s["smearing"]),
                  convergence={"energy": 1e-5, "density": 1e-4}, maxiter=s["maxiter"], mixer=mixer, setups=job["setups"],
                  txt=str(folder / f"{step}.txt"))
     return GPAW(**(words | changes))
@@ -83,7 +83,7 @@ def relaxed(job, folder):
 
 
 def eigenvalues(calc):
-    """(S, K, B) eV relative to the Fermi level, (K, 3) k-points of the irreducible zone, (K,) weights, (S, K, B) occupations."""
+    """(S, K, B) eV relative to the Fermi level, (K, 3) k-points of the irreducible zone, (K,) weights."""
     spins, k = calc.get_number_of_spins(), calc.get_ibz_k_points()
     e = np.array([[calc.get_eigenvalues(kpt=i, spin=s) for i in range(len(k))] for s in range(spins)])
     return e - calc.get_fermi_level(), k, calc.get_k_point_weights()
@@ -107,8 +107,9 @@ def fixed(job, folder, step, kpts, extra):
     occupied = int(np.ceil(read(folder, "scf")["electrons"] / 2))
     empty = max(8, occupied // 3)
     ground = GPAW(folder / "scf.gpw", txt=None)
-    return ground, ground.fixed_density(kpts=kpts, nbands=occupied + empty + extra, convergence={"bands": occupied + empty}, maxiter=200,
-                                        symmetry="off" if step == "bands" else {}, txt=str(folder / f"{step}.txt")), occupied + empty
+    fixed = ground.fixed_density(kpts=kpts, nbands=occupied + empty + extra, convergence={"bands": occupied + empty}, maxiter=200,
+                                 symmetry="off" if step == "bands" else {}, txt=str(folder / f"{step}.txt"))
+    return ground, fixed, occupied + empty
 
 
 def bands(job, folder):
@@ -144,7 +145,8 @@ def gllbsc(job, folder):
     top, bottom = e[0, :, occupied - 1], e[0, :, occupied]
     ks, direct = float(bottom.min() - top.max()), float((bottom - top).min())
     record = {"ks_indirect": ks, "ks_direct": direct, "vbm_k": k[top.argmax()].tolist(), "cbm_k": k[bottom.argmin()].tolist(),
-              "direct_k": k[(bottom - top).argmin()].tolist(), "kpoints": k.tolist(), "valence": top.tolist(), "conduction": bottom.tolist()}
+              "direct_k": k[(bottom - top).argmin()].tolist(),
+              "kpoints": k.tolist(), "valence": top.tolist(), "conduction": bottom.tolist()}
     if ks < TINY_GAP:
         return record | {"gap": False}
     response, ef = calc.hamiltonian.xc.response, calc.get_fermi_level()

@@ -49,7 +49,7 @@ def _engine(module, calculator, log):
     """VibroML with our calculator as its engine; what it prints goes to a file."""
     original, module.initialize_calculator = module.initialize_calculator, lambda *args, **options: calculator
     try:
-        with open(log, "a") as file, contextlib.redirect_stdout(file), warnings.catch_warnings():
+        with (open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file), warnings.catch_warnings()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -59,8 +59,9 @@ def _engine(module, calculator, log):
 def search(cell, calculator, folder, *, supercell=(2, 2, 2), delta=0.03, fmax=0.05, generations=2, population=3, offspring=3, seed=0):
     """VibroML's sweep (one setting) and, when it finds a soft mode, its genetic algorithm.
 
-    Returns {"lowest": THz at its special points, "soft": bool, "rows": [status, energy_per_atom (eV), lattice, symbols, frac], lowest
-    first}. Everything that VibroML writes, its phonons of the best included, lies in `folder`. VibroError when it gives up.
+    Returns {"lowest": THz, interpolated along its path (a small supercell makes a stable crystal soft), "soft": bool, "rows": [status,
+    energy_per_atom (eV), lattice, symbols, frac, file], lowest first}. Everything that VibroML writes, its phonons of the best included,
+    lies in `folder`. VibroError when it gives up.
     """
     from ase.io import write
     module, folder = _package(), Path(folder).resolve()
@@ -83,7 +84,9 @@ def search(cell, calculator, folder, *, supercell=(2, 2, 2), delta=0.03, fmax=0.
                     ga_cell_scale_bounds=(-0.05, 0.05), ga_cell_angle_bounds=(-5.0, 5.0))
     except (Exception, SystemExit) as error:                                 # it leaves with sys.exit where others raise
         raise VibroError(f"VibroML stopped: {type(error).__name__}: {error}; its output is in {folder / 'vibroml.log'}") from error
-    soft = bool(modes) and lowest < THRESHOLD
+    if not np.isfinite(lowest):
+        raise VibroError(f"VibroML came to no phonons; its output is in {folder / 'vibroml.log'}")
+    soft = bool(modes and lowest < THRESHOLD)
     return {"lowest": float(lowest), "soft": soft, "rows": _rows(folder / "ga", calculator) if soft else []}
 
 
