@@ -45,8 +45,10 @@ PROFILES = {"quick": Settings(350, (4, 4, 4), (4, 4, 4), 0.05, 60), "paper": Set
             "gllbsc": Settings(550, (7, 7, 7), (7, 7, 7), 0.01, 0)}     # the mesh of the labels: see gllbsc.py
 STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "bands", "dos"), "static": ("scf",), "gllbsc": ("gllbsc",)}
 
-# Trivalent lanthanides with the 4f shell in the core, generated on first use: the valence 4f of PBE pins the Fermi level.
-FROZEN_4F = {"Yb": "[Xe]6s2,5d1,4f13", "Tm": "[Xe]6s2,5d1,4f12"}
+# Lanthanides with the 4f shell in the core, generated on first use: the valence 4f of PBE pins the Fermi level. 3p: trivalent; 2p:
+# divalent ytterbium, the analogue of VASP's Yb_2, whose 5d is not bound. (configuration, d projectors)
+FROZEN_4F = {("Yb", "3p"): ("[Xe]6s2,5d1,4f13", "5d,d"), ("Tm", "3p"): ("[Xe]6s2,5d1,4f12", "5d,d"),
+             ("Yb", "2p"): ("[Xe]6s2,5d0,4f14", "d,d")}
 MOMENTS = {"Mn": 4.0, "Fe": 4.0, "Co": 3.0, "Eu": 7.0}                 # Bohr magnetons to start from; other elements 0
 
 
@@ -71,21 +73,21 @@ def setups_for(symbols, xc, frozen=True):
     folder, tags = Path(gpaw_data.__file__).parent / "setups", {}
     have = lambda e: any((folder / f"{e}.{xc}{end}").exists() for end in ("", ".gz"))
     for e in sorted(set(symbols)):
-        if frozen and xc == "PBE" and e in FROZEN_4F:
+        if frozen and xc == "PBE" and (e, "3p") in FROZEN_4F:
             tags[e] = frozen_4f(e)
         elif not have(e):
             raise DFTError(f"no {xc} setup for {e}: gpaw-data has none")
     return tags
 
 
-def frozen_4f(symbol):
-    """Tag of the 3+ setup of a lanthanide with 4f in the core; generated (seconds) unless it is in the cache."""
-    folder, tag = setup_folder(), "3p"
+def frozen_4f(symbol, tag="3p"):
+    """Tag of the setup of a lanthanide with 4f in the core; generated (ten seconds) unless it is in the cache."""
+    folder = setup_folder()
     if not (folder / f"{symbol}.{tag}.PBE").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        words = ["gpaw", "dataset", symbol, "-f", "PBE", "-C", FROZEN_4F[symbol], "-P", "5s,6s,5p,6p,5d,d,f,G", "-r", "2.4", "-z", "poly,4",
-                 "-t", tag, "-s", "-w", "-b"]
-        words[0] = str(Path(sys.executable).with_name("gpaw"))
+        configuration, d = FROZEN_4F[symbol, tag]
+        words = [str(Path(sys.executable).with_name("gpaw")), "dataset", symbol, "-f", "PBE", "-C", configuration,
+                 "-P", f"5s,6s,5p,6p,{d},f,G", "-r", "2.4", "-z", "poly,4", "-t", tag, "-s", "-w", "-b"]
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
         if not (folder / f"{symbol}.{tag}.PBE").exists():
             raise DFTError(f"{symbol}: the 4f-core setup was not made: {done.stderr[-300:] or done.stdout[-300:]}")
@@ -156,19 +158,19 @@ def _standard_setups():
 def gaps(energies, kpoints, electrons, magnetic=False):
     """Gaps of eigenvalues (S, K, B) in eV relative to the Fermi level, of a cell with so many electrons.
 
-    indirect, direct (eV, 0 for a metal), overlap = lowest empty minus highest filled level (eV, negative: bands overlap), metal,
-    and the k-points. Bands are counted; in a magnetic cell, or one with an odd number of electrons, the Fermi level divides them.
+    indirect, direct (eV, 0 for a metal), overlap = lowest level above the valence bands minus their top (eV, negative: they overlap),
+    metal, and the k-points. Bands are counted, in a magnetic cell by the Fermi level. An odd number of electrons without magnetism
+    leaves a hole in the valence bands: a metal, whatever the overlap.
     """
-    e, k = np.asarray(energies), np.asarray(kpoints)
-    n = int(round(electrons / 2)) - 1
-    count = [n + 1] * len(e) if not magnetic and round(electrons) % 2 == 0 else [round((s < 0).sum(1).mean()) for s in e]
-    top, bottom = (np.max([s[:, c - 1] for s, c in zip(e, count)], 0), np.min([s[:, c] for s, c in zip(e, count)], 0))
-    vertical = np.min([s[:, c] - s[:, c - 1] for s, c in zip(e, count)], 0) if magnetic else bottom - top
+    e, k, odd = np.asarray(energies), np.asarray(kpoints), round(electrons) % 2 == 1 and not magnetic
+    below = (e < 0).sum(2)                                                # (S, K)
+    count = [round(n.mean()) for n in below] if magnetic else [(round(electrons) + 1) // 2]
+    tops, bottoms = (np.array([s[:, c + shift] for s, c in zip(e, count)]) for shift in (-1, 0))
+    top, bottom, vertical = tops.max(0), bottoms.min(0), (bottoms - tops).min(0)
     v, c, d = top.argmax(), bottom.argmin(), vertical.argmin()
     overlap = float(bottom[c] - top[v])
-    odd = round(electrons) % 2 == 1 and not magnetic
-    metal = overlap <= 0 or odd
-    return {"indirect": 0.0 if metal else overlap, "direct": 0.0 if metal else float(vertical[d]), "overlap": overlap, "metal": bool(metal),
+    metal = bool(overlap <= 0 or odd or (magnetic and (below != below[:, :1]).any()))
+    return {"indirect": 0.0 if metal else overlap, "direct": 0.0 if metal else float(vertical[d]), "overlap": overlap, "metal": metal,
             "vbm_k": k[v].tolist(), "cbm_k": k[c].tolist(), "direct_k": k[d].tolist()}
 
 
@@ -177,8 +179,8 @@ def collect(name, job, folder, profile):
     steps = {s: read(folder, s) for s in job["steps"]}
     bad = next((f"{s}: {r['status'] if r else 'not run'}" for s, r in steps.items() if not r or r["status"] != "ok"), None)
     done = {s: r for s, r in steps.items() if r and r["status"] == "ok"}
-    out = {"engine": "gpaw", "name": name, "profile": profile, "status": bad or "ok", "xc": job["xc"], "settings": job["settings"],
-           "setups": job["setups"], "cell": job["cell"], "seconds": sum(r["seconds"] for r in steps.values() if r), "bands": None, "dos": None}
+    out = {"engine": "gpaw", "name": name, "profile": profile, "status": bad or "ok", "cell": job["cell"], "bands": None, "dos": None,
+           "seconds": sum(r["seconds"] for r in steps.values() if r), **{k: job[k] for k in ("xc", "settings", "setups")}}
     if "eos" in done:
         out["eos"] = done["eos"]
     if "gllbsc" in done:
@@ -198,10 +200,14 @@ def collect(name, job, folder, profile):
 
 
 def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=None, moments=True, setups=None):
-    """Calculate a cell (lattice (6,), symbols, frac), or read the stored result of this name and profile. Returns collect's dict."""
+    """Calculate a cell (lattice (6,), symbols, frac), or read the stored result of this name and profile. Returns collect's dict.
+
+    DFTError when the stored result is of another crystal (other elements, or a volume per atom that differs by a fifth).
+    """
     store = Path(store or STORE)
     found = load(name, profile, store)
     if found and found["status"] == "ok":
+        _check_same(found["cell"], cell, name)
         return found
     job, folder = prepare(cell, PROFILES[profile], kind, moments, setups), WORK / f"{name}-{profile}"
     try:
@@ -213,6 +219,14 @@ def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=No
     if out["status"] == "ok":
         (folder / "scf.gpw").unlink(missing_ok=True)
     return out
+
+
+def _check_same(stored, cell, name):
+    from .hull import reduced
+    from .relax import to_atoms
+    volume = [to_atoms(c).get_volume() / len(c[1]) for c in (stored, cell)]
+    if reduced(list(stored[1])) != reduced(list(cell[1])) or abs(np.log(volume[0] / volume[1])) > 0.2:
+        raise DFTError(f"{name}: the stored result is of another crystal; choose another name or folder")
 
 
 # ---- storage ------------------------------------------------------------------------------------
@@ -246,6 +260,7 @@ def load(name, profile, store=STORE):
 
 FIGURE4 = ("KTaSe3", "BaHfSe3", "LaScSe3", "YbScSe3", "LaBiTe3", "YbMnSe3", "TmMnSe3", "YbFeSe3", "YbCoSe3")
 CONVERGED = ("BaHfSe3", "LaScSe3")                                      # also in `paper`: what the cheaper settings cost
+DIVALENT = "YbScSe3"                                                     # with Yb 2+ as well: which one has the paper's gap?
 REST = ("RbTaSe3", "RbNbSe3", "NaTaSe3", "YbYSe3", "KSnI3", "CsPbI3", "BaZrTe3")   # of Table S1, with the setups that GPAW has
 
 
@@ -268,16 +283,17 @@ def polymorph(formula, potential="sevennet-0", seed=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["figure4", "tables1", "repaired"])
+    parser.add_argument("what", choices=["figure4", "tables1", "repaired", "divalent"])
     parser.add_argument("--profile", choices=["quick", "paper"], default="quick")
     parser.add_argument("--materials", nargs="*")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--timeout", type=float, help="seconds a material may take in this call; the next call goes on")
     args = parser.parse_args()
     after = args.what == "repaired"
-    for f in args.materials or (REST if args.what == "tables1" else FIGURE4):
-        cell, name = (polymorph(f), f"{f}-polymorph") if after else (cubic_start(f), f)
-        out = run(name, cell, args.profile, "polymorph" if after else "pbe", args.ranks, timeout=args.timeout)
+    other = {"Yb": frozen_4f("Yb", "2p")} if args.what == "divalent" else None
+    for f in args.materials or {"tables1": REST, "divalent": (DIVALENT,)}.get(args.what, FIGURE4):
+        cell, name = (polymorph(f), f"{f}-polymorph") if after else (cubic_start(f), f"{f}-divalent" if other else f)
+        out = run(name, cell, args.profile, "polymorph" if after else "pbe", args.ranks, timeout=args.timeout, setups=other)
         print(name, out["status"], out.get("gap"), f"{out['seconds']:.0f} s", flush=True)
 
 

@@ -91,11 +91,12 @@ def study(ranks=1):
     for f, n, cut, gamma in jobs:
         settings = replace(dft.PROFILES["gllbsc"], kpts=(n,) * 3, cutoff=cut, gamma=gamma)
         r = gap(f"{f}-{n}-{cut}{'G' if gamma else 'M'}", cell_from_cif(table.cif[f]), settings, "gllbsc-study", ranks)
-        rows.append({"formula": f, "mesh": n, "gamma": gamma, "cutoff": cut, "label_direct": table.dir_gap[f],
-                     "label_indirect": None if np.isnan(table.ind_gap[f]) else table.ind_gap[f], **row_of(r)})
+        indirect = None if np.isnan(table.ind_gap[f]) else table.ind_gap[f]
+        rows.append({"formula": f, "mesh": n, "gamma": gamma, "cutoff": cut, "label_direct": table.dir_gap[f], "label_indirect": indirect,
+                     **row_of(r)})
         print(rows[-1], flush=True)
-    error = lambda n, g, k: float(np.mean([r[k] - r[f"label_{k}"] for r in rows if (r["mesh"], r["gamma"], r["cutoff"]) == (n, g, STUDY_CUTOFF)
-                                           and k in r and r[f"label_{k}"] is not None]))
+    at = lambda n, g: [r for r in rows if (r["mesh"], r["gamma"], r["cutoff"]) == (n, g, STUDY_CUTOFF)]
+    error = lambda n, g, k: float(np.mean([r[k] - r[f"label_{k}"] for r in at(n, g) if k in r and r[f"label_{k}"] is not None]))
     m = {f"bias_{k}_{n}{'G' if g else 'M'}": error(n, g, k) for n, g in MESHES.values() for k in ("direct", "indirect")}
     return results.write_run("gllbsc-study", "mesh", config={"materials": list(DEVELOPMENT), "xc": "GLLBSC"}, seed=None, data_set="perov_5",
                              split="development", n=len(DEVELOPMENT), metrics=m, claims={}, curve=rows, wall_time_s=time.time() - start)

@@ -28,6 +28,7 @@ SAME = 0.0003                  # eV/atom; closer energies may be one polymorph (
 SETTLED = 8                    # lowest individuals that are relaxed to the end before they are ranked
 SYMPRECS = (0.3, 0.1, 0.03)    # angstrom; the most symmetric cell whose relaxed energy is no higher is taken
 CHECKED, LOWEST, ROUNDS = 4, 3, 3                      # polymorphs with phonons; stable ones to choose from; rounds after the search
+LENGTHS = (9.0, 14.0)          # angstrom, least edge of the supercell for phonons of a polymorph: at first, and when in doubt
 LARGEST = 170                  # atoms of a supercell for phonons, after the first
 SHARE = 0.7                    # of the minutes, for the search; the rest is phonons
 
@@ -182,7 +183,7 @@ def examine(cell, calculator, polish=True):
 
 def _sizes(cell):
     """Supercells for phonons: what only the interpolation of a small one calls soft is asked of a larger one."""
-    sizes = dict.fromkeys(phonons.supercell_for(cell, n * phonons.LENGTH) for n in (1, 1.5, 2))
+    sizes = dict.fromkeys(phonons.supercell_for(cell, n) for n in LENGTHS)
     return [s for i, s in enumerate(sizes) if i == 0 or len(cell[1]) * np.prod(s) <= LARGEST]
 
 

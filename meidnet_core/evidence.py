@@ -1,0 +1,173 @@
+"""What the calculations of chapters 13-16 say about the paper's claims: run files from data/dft, data/phonons and data/polymorphs.
+
+    python -m meidnet_core.evidence phonons     # Figure S7: phonons of the nine materials, cubic and repaired -> data/phonons
+    python -m meidnet_core.evidence claims      # gaps, soft modes, energies above hull -> data/results, claims.csv
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+
+from . import dft, hull, phonons, relax, results
+
+FIGURE5 = ("KTaSe3", "LaScSe3", "YbScSe3", "BaHfSe3")
+PHONONS, POLYMORPHS = results.ROOT / "data" / "phonons", results.ROOT / "data" / "polymorphs"
+POTENTIAL = "sevennet-0"
+
+
+# ---- what is stored -----------------------------------------------------------------------------
+
+def polymorphs(potential=POTENTIAL, seed=0, folder=None):
+    """{formula: result of repair.repair} of the nine materials, in the order of dft.FIGURE4; those not searched yet are left out."""
+    paths = {f: (folder or POLYMORPHS) / f"{f}-{potential}-seed{seed}.json" for f in dft.FIGURE4}
+    return {f: json.loads(p.read_text()) for f, p in paths.items() if p.exists()}
+
+
+def studies(potential=POTENTIAL, folder=None):
+    """{name: phonons.study} that are stored; names are formulas and <formula>-polymorph."""
+    names = [n for f in dft.FIGURE4 for n in (f, f"{f}-polymorph")]
+    paths = {n: (folder or PHONONS) / potential / f"{n}.json" for n in names}
+    return {n: json.loads(p.read_text()) for n, p in paths.items() if p.exists()}
+
+
+def bands(names, profile="quick", suffix=""):
+    """{formula: result of dft.run} of those that are stored with a gap."""
+    found = {f: dft.load(f + suffix, profile) for f in names}
+    return {f: r for f, r in found.items() if r and "gap" in r}
+
+
+def paper_gaps(where):
+    """{formula: PBE gap (eV)} the paper states; where: "before" (Table S1) or "after" (Table S2)."""
+    table, out = results.read_reference().set_index("id").paper, {}
+    names = {name.split(".")[1]: name for name in table.index if _is_gap(name, where)}
+    for f in (*dft.FIGURE4, *dft.REST):
+        if f.lower() in names:
+            out[f] = float(table[names[f.lower()]])
+    return out
+
+
+def _is_gap(name, where):
+    parts = name.split(".")
+    if where == "after":
+        return parts[0] == "ts2" and parts[-1] == "gap"
+    return (parts[0] in ("f4", "s5", "s6") and parts[-1] == "gap") or (parts[0] == "ts1" and parts[-1] == "gap_dft")
+
+
+# ---- phonons ------------------------------------------------------------------------------------
+
+def cubic_cells(formulas, potential=POTENTIAL):
+    """{formula: cubic cell relaxed with the potential}."""
+    from . import stability
+    rows = relax.relax_all(stability.cells_of(formulas), hull.default_path(potential, "cells"), potential, processes=1)["ideal"]
+    return {f: (r["lattice"], r["symbols"], r["frac"]) for f, r in zip(formulas, rows) if "lattice" in r}
+
+
+def all_phonons(potential=POTENTIAL):
+    """Phonons of the cubic cells (2x2x2) and of the chosen polymorphs (edges of at least phonons.LENGTH, or what repair needed)."""
+    phonons.study_all(cubic_cells(list(dft.FIGURE4), potential), PHONONS / potential, potential, (2, 2, 2))
+    for f, found in polymorphs(potential).items():
+        if found.get("lattice"):
+            cell = found["lattice"], found["symbols"], found["frac"]
+            phonons.study_all({f"{f}-polymorph": cell}, PHONONS / potential, potential, _supercell(found))
+
+
+def _supercell(found):
+    """That of the phonons by which the polymorph was judged."""
+    same = [p for p in found["polymorphs"] if p["lattice"] == found["lattice"] and p.get("supercell")]
+    return tuple(same[0]["supercell"]) if same else None
+
+
+# ---- claims -------------------------------------------------------------------------------------
+
+def gap_claims(found, where, theory):
+    """Claims and metrics of gaps: found {formula: dft result}, where before | after."""
+    known, claims, metrics = set(results.read_reference()["id"]), {}, {}
+    for f, r in found.items():
+        low, g = f.lower(), r["gap"]
+        direct = not g["metal"] and g["direct"] - g["indirect"] < 0.01
+        values = {f"f4.{low}.gap": g["indirect"], f"s5.{low}.gap": g["indirect"], f"s6.{low}.gap": g["indirect"],
+                  f"ts1.{low}.gap_dft": g["indirect"], f"f4.{low}.metal": int(g["metal"]),
+                  f"f4.{low}.indirect": int(not g["metal"] and not direct)}
+        if where == "after":
+            values = {f"ts2.{low}.gap": g["indirect"], f"f5.{low}.direct": int(direct)}
+        claims |= {k: {"value": v, "split": theory} for k, v in values.items() if k in known}
+        metrics |= {f"{f}_{k}": float(g[k]) for k in ("indirect", "direct", "overlap", "metal")}
+    return claims, metrics
+
+
+def compared(found, where):
+    """Mean absolute difference (eV) of our gaps and the paper's over the materials that both have, and their number."""
+    paper = paper_gaps(where)
+    difference = [abs(r["gap"]["indirect"] - paper[f]) for f, r in found.items() if f in paper]
+    return {"mae_paper": float(np.mean(difference)), "within_0.15": int(sum(d <= 0.15 for d in difference)), "compared": len(difference)}
+
+
+def write_gaps(profile="quick"):
+    for where, suffix, names in (("before", "", (*dft.FIGURE4, *dft.REST)), ("after", "-polymorph", dft.FIGURE4)):
+        found = bands(names, profile, suffix)
+        if not found:
+            continue
+        theory = f"PBE, GPAW {profile}, {'equation of state' if where == 'before' else 'polymorph of ' + POTENTIAL}"
+        claims, m = gap_claims(found, where, theory)
+        if where == "after" and set(FIGURE5) <= set(found):
+            before = bands(FIGURE5, profile)
+            larger = sum(found[f]["gap"]["indirect"] > before[f]["gap"]["indirect"] + 0.005 for f in FIGURE5 if f in before)
+            claims["f5.larger_gap"] = {"value": larger, "split": theory}
+        results.write_run(f"dft-{where}", profile, config={"profile": profile, "xc": "PBE"}, seed=None, data_set="paper, Tables S1 and S2",
+                          split=where, n=len(found), metrics=m | compared(found, where), claims=claims,
+                          wall_time_s=sum(r["seconds"] for r in found.values()))
+
+
+def placed(found, potential=POTENTIAL):
+    """{before, after}: energy above the list hull (meV/atom) of a repair's parent and chosen polymorph."""
+    correction, out = hull.corrections(potential), {}
+    for key, energy in (("before", found["parent_energy"]), ("after", found.get("energy_per_atom"))):
+        if energy is not None:
+            row = {"status": "ok", "symbols": found.get("symbols") or hull_symbols(found["name"]), "energy_per_atom": energy}
+            out[key] = 1000 * hull.e_above_hull(row, correction)["e_above_hull"]
+    return out
+
+
+def hull_symbols(formula):
+    a, b, x = hull.sites_in(formula)
+    return [a, b, x, x, x]
+
+
+def write_repair(potential=POTENTIAL, seed=0):
+    """Table S2 and Figure S7 in numbers."""
+    found, m, claims, known = polymorphs(potential, seed), {}, {}, set(results.read_reference()["id"])
+    for f, r in found.items():
+        above = placed(r, potential)
+        m |= {f"{f}_ehull_{k}": v for k, v in above.items()}
+        m |= {f"{f}_{k}": r[k] for k in ("gain", "lowest_before", "lowest_after", "generations", "seconds") if r.get(k) is not None}
+        m[f"{f}_repaired"] = int(r["status"] == "repaired")
+        if f"ts2.{f.lower()}.ehull" in known and "after" in above:
+            claims[f"ts2.{f.lower()}.ehull"] = {"value": above["after"], "split": f"polymorph ({potential} for DFT, list hull)"}
+    soft = sum(r["lowest_before"] < phonons.SOFT for r in found.values() if r.get("lowest_before") is not None)
+    if len(found) == len(dft.FIGURE4):
+        split = f"9 materials ({potential} for MACE-OMAT-0)"
+        claims["s7.soft_pristine"] = {"value": soft, "split": split}
+        claims["s7.stable_repaired"] = {"value": sum(r["status"] == "repaired" for r in found.values()), "split": split}
+    m |= {"soft": soft, "repaired": sum(r["status"] == "repaired" for r in found.values()), "searched": len(found)}
+    return results.write_run("repair", potential, config={"potential": potential, "threshold_thz": phonons.SOFT}, seed=seed,
+                             data_set="paper, Table S2", split="polymorphs", n=len(found), metrics=m, claims=claims,
+                             wall_time_s=sum(r.get("wall_seconds", 0) for r in found.values()))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["phonons", "claims"])
+    args, start = parser.parse_args(), time.time()
+    if args.what == "phonons":
+        all_phonons()
+        print(f"{len(studies())} phonon calculations in {PHONONS}, {time.time() - start:.0f} s")
+    else:
+        write_gaps()
+        write_repair()
+        print(results.counts_line(results.write_claims()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Figures of the chapters on bands, phonons and repair; colours and style as in plots.py."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from .plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
+
+SPINS = ((BLUE, "spin up"), (ORANGE, "spin down"))
+
+
+def _ticks(ax, labels):
+    for x, _ in labels:
+        ax.axvline(x, color="#cccccc", lw=0.6, zorder=0)
+    ax.set_xticks([x for x, _ in labels], [name for _, name in labels])
+    ax.set_xlim(labels[0][0], labels[-1][0])
+
+
+def band_structure(result, title, paper_gap=None, window=(-4, 4), axes=None):
+    """Bands beside the density of states of one dft result; the paper's gap as a band above the valence top where we have a gap."""
+    if axes is None:
+        _, axes = plt.subplots(1, 2, figsize=(6.2, 3.6), width_ratios=(3, 1), sharey=True)
+    left, right = axes
+    b, g = result["bands"], result["gap"]
+    top = 0.0 if g["metal"] else _valence_top(b["energies"], g)
+    for e, (color, name) in zip(b["energies"], SPINS):
+        left.plot(b["distance"], e - top, color=color, lw=1)
+        left.plot([], [], color=color, lw=1, label=name if len(b["energies"]) == 2 else None)
+    left.axhline(0, color=BLACK, lw=0.7, ls=":")
+    if paper_gap:
+        left.axhspan(0, paper_gap, color=RED, alpha=0.12, lw=0, label=f"paper: gap {paper_gap:g} eV")
+    for e, (color, _) in zip(result["dos"]["total"], SPINS):
+        right.plot(e, result["dos"]["energies"] - top, color=color, lw=1)
+    _ticks(left, b["labels"])
+    inside = np.array([d[(result["dos"]["energies"] - top > window[0]) & (result["dos"]["energies"] - top < window[1])].max()
+                       for d in result["dos"]["total"]])
+    right.set(xlabel="states/(eV cell)", xlim=(0, 1.05 * inside.max()))
+    kind = "metal" if g["metal"] else f"{'direct' if abs(g['direct'] - g['indirect']) < 0.01 else 'indirect'} gap {g['indirect']:.2f} eV"
+    left.set(ylim=window, title=f"{title}: {kind}", ylabel=f"$E - E_{{\\mathrm{{{'F' if g['metal'] else 'VBM'}}}}}$ (eV)")
+    if paper_gap or len(b["energies"]) == 2:
+        left.legend(fontsize=7.5, loc="lower right", frameon=True)
+    return axes
+
+
+def _valence_top(energies, gap):
+    """Of an insulator, relative to the Fermi level, which lies in the gap."""
+    return energies[energies < 0].max()
+
+
+def band_structures(results, paper, columns=2, window=(-4, 4)):
+    """Bands and densities of states of several results {title: result}, with the paper's gaps {title: eV}."""
+    rows = -(-len(results) // columns)
+    fig, axes = plt.subplots(rows, 2 * columns, figsize=(9.8, 3.5 * rows), width_ratios=(3, 1) * columns, squeeze=False)
+    for k, (title, r) in enumerate(results.items()):
+        pair = axes[k // columns, 2 * (k % columns):2 * (k % columns) + 2]
+        band_structure(r, title, paper.get(title), window, pair)
+        pair[1].set_ylim(window)
+        pair[1].set_yticklabels([])
+    for k in range(len(results), rows * columns):
+        for ax in axes[k // columns, 2 * (k % columns):2 * (k % columns) + 2]:
+            ax.axis("off")
+    fig.tight_layout()
+    return fig
+
+
+def gllbsc_parity(rows, mae, title="validation"):
+    """GLLB-SC gaps here against the labels of the data set, direct and indirect; labels come in steps of 0.1 eV."""
+    fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.2))
+    for ax, kind, color in zip(axes, ("direct", "indirect"), (BLUE, GREEN)):
+        good = [r for r in rows if r["gap"]]
+        x, y = (np.array([r[k] for r in good]) for k in (f"label_{kind}", kind))
+        ax.errorbar(x, y, xerr=0.05, fmt="o", ms=5, color=color, ecolor=SKY, label=f"n = {len(x)}, MAE {mae[kind]:.2f} eV")
+        for r in good:
+            if abs(r[kind] - r[f"label_{kind}"]) > 0.3:
+                ax.annotate(r["formula"], (r[f"label_{kind}"], r[kind]), fontsize=7.5, xytext=(4, -8), textcoords="offset points")
+        ax.axline((1, 1), slope=1, color=BLACK, lw=1)
+        ax.set(xlabel=f"label, {kind} gap (GLLB-SC, eV; steps of 0.1)", ylabel="GPAW here (GLLB-SC, eV)", title=title)
+        ax.legend(fontsize=9)
+    fig.tight_layout()
+    return fig
+
+
+def candidate_gaps(rows):
+    """Target, prediction and two ab initio gaps of each candidate; the label says which theory each symbol is."""
+    rows = sorted(rows, key=lambda r: r.get("indirect", 0))
+    fig, ax = plt.subplots(figsize=(9.5, 4.2))
+    x = np.arange(len(rows))
+    pick = lambda key: [np.nan if r.get(key) is None else r[key] for r in rows]
+    for key, marker, color, name in (("target_pbe", "_", RED, "target (PBE)"), ("predicted_pbe", "o", SKY, "model (PBE)"),
+                                     ("pbe", "s", BLUE, "GPAW, PBE"), ("indirect", "D", ORANGE, "GPAW, GLLB-SC, fundamental")):
+        ax.plot(x, pick(key), ls="", marker=marker, ms=14 if marker == "_" else 6, mew=2 if marker == "_" else 1, color=color, label=name)
+    ax.set_xticks(x, [r["formula"] for r in rows], rotation=45, ha="right")
+    ax.set(ylabel="band gap (eV)", ylim=(-0.1, None))
+    ax.legend(fontsize=8.5)
+    return fig
+
+
+def phonon_panel(study, title, ax=None, color=BLUE):
+    """Phonon bands of a phonons.study (THz; imaginary drawn negative), soft parts in purple."""
+    ax = ax or plt.subplots(figsize=(4.6, 3.4))[1]
+    b, labels = study["bands"], []
+    for (a, z), x, f in zip(b["labels"], b["distances"], b["frequencies"]):
+        f = np.array(f)
+        ax.plot(x, f, color=color, lw=0.9)
+        ax.plot(x, np.where(f < study["threshold"], f, np.nan), color=PURPLE, lw=1.8)
+        if labels and labels[-1][1] != a:
+            labels[-1] = (labels[-1][0], f"{labels[-1][1]}|{a}")
+        elif not labels:
+            labels.append((x[0], a))
+        labels.append((x[-1], z))
+    _ticks(ax, labels)
+    ax.axhline(0, color=BLACK, lw=0.7)
+    ax.set(ylabel="frequency (THz)", title=title)
+    return ax
+
+
+def phonon_pairs(pairs, columns=3):
+    """Figure S7: {formula: (study before, study after or None, text after)}, before above after."""
+    rows = -(-len(pairs) // columns)
+    fig, axes = plt.subplots(2 * rows, columns, figsize=(9.8, 5.4 * rows), squeeze=False)
+    for k, (name, (before, after, text)) in enumerate(pairs.items()):
+        r, c = 2 * (k // columns), k % columns
+        phonon_panel(before, f"{name}: {before['spacegroup']}", axes[r, c])
+        if after:
+            phonon_panel(after, text, axes[r + 1, c], GREEN)
+        else:
+            axes[r + 1, c].axis("off")
+    for k in range(len(pairs), rows * columns):
+        axes[2 * (k // columns), k % columns].axis("off")
+        axes[2 * (k // columns) + 1, k % columns].axis("off")
+    for ax in axes.flat:
+        ax.tick_params(labelsize=7)
+        ax.title.set_fontsize(8.5)
+        ax.set_ylabel(ax.get_ylabel(), fontsize=8)
+    fig.tight_layout()
+    return fig
+
+
+def phonon_dos(studies, titles):
+    """Densities of states side by side; what lies left of zero is imaginary."""
+    fig, ax = plt.subplots(figsize=(8, 3.4))
+    for s, title, color in zip(studies, titles, (BLUE, GREEN, ORANGE, PURPLE)):
+        ax.plot(s["dos"]["frequencies"], np.array(s["dos"]["density"]) / len(s["symbols"]), color=color, label=title)
+    ax.axvline(0, color=BLACK, lw=0.7)
+    ax.set(xlabel="frequency (THz; negative: imaginary)", ylabel="states/(THz atom)")
+    ax.legend(fontsize=8.5)
+    return fig
+
+
+def soft_mode_animation(cell, mode, supercell=(2, 2, 2), amplitude=0.5, frames=16):
+    """A plotly animation of one mode frozen in at growing and falling amplitude (angstrom)."""
+    import plotly.graph_objects as go
+
+    from . import crystal, phonons
+    from .relax import to_atoms
+    colors = dict(zip(dict.fromkeys(cell[1]), (ORANGE, BLUE, GREEN)))
+    still = to_atoms(phonons.displaced(cell, mode, 0.0, 0.0, supercell))
+    moves = phonons.moves(cell, mode, supercell)
+    sizes = [6 + 0.05 * crystal.atomic_number(e) for e in still.symbols]
+    marker = {"size": sizes, "color": [colors[e] for e in still.symbols], "line": {"width": 1, "color": BLACK}}
+    at = lambda t: still.positions + amplitude * np.sin(2 * np.pi * t / frames) * moves
+    scatter = lambda t: go.Scatter3d(x=at(t)[:, 0], y=at(t)[:, 1], z=at(t)[:, 2], mode="markers", marker=marker, text=list(still.symbols))
+    figure = go.Figure(scatter(0), frames=[go.Frame(data=[scatter(t)], name=str(t)) for t in range(frames)])
+    play = {"frame": {"duration": 90, "redraw": True}, "fromcurrent": True, "transition": {"duration": 0}}
+    buttons = [{"label": "play", "method": "animate", "args": [None, play]}]
+    figure.update_layout(updatemenus=[{"type": "buttons", "buttons": buttons, "x": 0.05, "y": 0.95}], showlegend=False,
+                         scene={"xaxis_title": "x (Å)", "yaxis_title": "y (Å)", "zaxis_title": "z (Å)", "aspectmode": "data"})
+    return figure
+
+
+def convergence(rows, labels, title):
+    """Lowest frequency at special points for each supercell and displacement (rows of phonons.convergence)."""
+    fig, ax = plt.subplots(figsize=(8, 3.4))
+    names = [f"{r['supercell'][0]}×{r['supercell'][1]}×{r['supercell'][2]}\n{r['displacement']:g} Å" for r in rows]
+    for label, marker, color in zip(labels, "osD^", (BLUE, ORANGE, GREEN, PURPLE)):
+        ax.plot(names, [r["lowest"].get(label, np.nan) for r in rows], ls="--", marker=marker, color=color, label=label)
+    ax.axhline(0, color=BLACK, lw=0.7)
+    ax.set(ylabel="lowest frequency (THz)", xlabel="supercell and displacement", title=title)
+    ax.legend(ncols=len(labels), fontsize=9)
+    return fig
