@@ -10,6 +10,9 @@ LOCK_FLAGS ?= --torch-backend=cpu
 
 UV_VERSION := 0.13.9
 TORCH := torch==2.13.0
+GPAW := gpaw==25.7.0 gpaw-data==1.0.1
+DEBIAN := libxc-dev libopenblas-dev libfftw3-dev openmpi-bin libopenmpi-dev
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 BIN := .venv/bin
 PY := $(BIN)/python
@@ -34,7 +37,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install book test test-unit test-notebooks test-slow lint fairchem lock clean
+.PHONY: help install book test test-unit test-notebooks test-slow lint dft fairchem lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,6 +60,16 @@ test-slow: $(STAMP)  ## tests that take minutes
 
 lint: $(STAMP)  ## ruff
 	$(PY) -m ruff check .
+
+dft: .venv/gpaw-installed  ## add GPAW to .venv (chapters 13, 14, 16), with its Debian packages
+
+# Compiled by mpicc; the libraries come from Debian (as root, or with sudo) unless they are there.
+.venv/gpaw-installed: $(STAMP)
+	@command -v mpicc >/dev/null && [ -e /usr/include/xc.h ] && [ -e /usr/include/fftw3.h ] || \
+	  { $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq -o Acquire::Retries=3 $(DEBIAN) >/dev/null; }
+	@printf "mpi = True\ncompiler = 'mpicc'\nlibraries = ['xc', 'openblas', 'fftw3']\nfftw = True\n" > .venv/gpaw_siteconfig.py
+	GPAW_CONFIG=.venv/gpaw_siteconfig.py $(INSTALL) --no-deps --no-build-isolation $(GPAW)
+	@touch $@
 
 fairchem: $(STAMP)  ## add fairchem-core to .venv
 	$(INSTALL) --no-deps -r requirements-fairchem.lock
