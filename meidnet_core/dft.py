@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from .gpaw_job import read
 from .results import ROOT, _write_atomic
 
+CUBE = 5.2                     # angstrom
 STORE, WORK = ROOT / "data" / "dft", ROOT / "runs" / "dft"
 ARRAYS = ("bands", "dos")
 
@@ -125,11 +126,19 @@ def band_path(cell, points):
 def prepare(cell, settings, kind="pbe", moments=True, setups=None):
     """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}."""
     cell, path = band_path(cell, settings.path_points) if settings.path_points else (cell, None)
+    settings = for_cell(settings, cell[0]) if kind == "polymorph" else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
     magmoms = [MOMENTS.get(e, 0.0) for e in cell[1]] if moments else []
     return {"cell": [np.asarray(cell[0]).tolist(), list(cell[1]), np.asarray(cell[2]).tolist()], "settings": asdict(settings), "xc": xc,
             "path": path, "steps": STEPS[kind], "magmoms": magmoms if any(magmoms) else [],
             "setups": {**setups_for(cell[1], xc), **(setups or {})}}
+
+
+def for_cell(settings, lattice):
+    """Settings whose meshes, meant for a cubic cell of CUBE angstrom, have the same density in a cell with other edges."""
+    scale = CUBE / np.asarray(lattice[:3], float)
+    mesh = lambda n: tuple(int(k) for k in np.maximum(1, np.ceil(np.array(n) * scale - 0.2)))
+    return replace(settings, kpts=mesh(settings.kpts), dos_kpts=mesh(settings.dos_kpts))
 
 
 def execute(job, folder, ranks=2, timeout=None):
@@ -176,7 +185,7 @@ def gaps(energies, kpoints, electrons, magnetic=False):
 
 def collect(name, job, folder, profile):
     """One plain dict of everything that came out; status of the first step without a result, else ok."""
-    steps = {s: read(folder, s) for s in job["steps"]}
+    steps = {s: read(Path(folder), s) for s in job["steps"]}
     bad = next((f"{s}: {r['status'] if r else 'not run'}" for s, r in steps.items() if not r or r["status"] != "ok"), None)
     done = {s: r for s, r in steps.items() if r and r["status"] == "ok"}
     out = {"engine": "gpaw", "name": name, "profile": profile, "status": bad or "ok", "cell": job["cell"], "bands": None, "dos": None,
