@@ -31,6 +31,7 @@ KEYS = ("experiment run config seed data_set split n metrics claims wall_time_s 
         "device threads cpu packages commit date").split()
 PACKAGES = "torch numpy pandas pymatgen ase gpaw sevenn chgnet phonopy vibroml".split()
 HEADLINE = ("abs.", "t1.", "f2", "f3b.", "s3.gap_mae", "f4.", "ts1.gap_dft_mae", "x.")  # prefixes
+WRITTEN = ("results", "checkpoints", "candidates", "polymorphs", "dft", "phonons")
 FEW = 4  # run files named one by one in `source`; more, and the folder is named
 
 
@@ -95,14 +96,14 @@ def verdict(paper, ours, sense, tolerance, target):
 def commit(folder=ROOT):
     """Commit of the code, with "-dirty" when files differ from it; "unknown" outside git.
 
-    data/results and data/checkpoints do not count: a run writes there and changes no code.
+    What runs write into data/ (WRITTEN) does not count: it changes no code.
     """
     def git(*words):
         command = ["git", "-C", str(folder), *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     try:
         head = git("rev-parse", "--verify", "HEAD")
-        changed = git("status", "--porcelain", "--", ".", ":(exclude)data/results", ":(exclude)data/checkpoints")
+        changed = git("status", "--porcelain", "--", ".", *(f":(exclude)data/{name}" for name in WRITTEN))
         return head + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

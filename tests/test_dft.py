@@ -420,7 +420,7 @@ def test_steps_that_are_there_are_not_run_again(monkeypatch, tmp_path):
 @needs_gpaw
 @pytest.mark.parametrize("error, status", [(ValueError("no minimum"), "failed: ValueError: no minimum"),
                                            (FileNotFoundError("Xx.PBE"), "failed: FileNotFoundError"),
-                                           pytest.param(IndexError("band 5"), "failed: IndexError", marks=bug("of another kind: kills GPAW"))])
+                                           pytest.param(IndexError("band 5"), "failed: IndexError", marks=bug("kills the process"))])
 def test_a_step_that_fails_is_a_row_and_the_last(error, status, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(gpaw_job, "STEPS", fake(seen, "eos", "scf", fail={"eos": error}))
@@ -534,9 +534,8 @@ def test_the_density_of_states_vanishes_in_the_gap_and_only_there(silicon):
     e, total = out["dos"]["energies"], out["dos"]["total"][0]
     top, bottom = out["bands"]["energies"][0, :, 3].max(), out["bands"]["energies"][0, :, 4].min()
     assert total[(e > top + 0.03) & (e < bottom - 0.03)].max() == 0
-    assert total[(e > -5.5) & (e < top - 0.1)].min() > 0.02 and total[(e > bottom + 0.3) & (e < 4)].min() > 0.02
     zeros = e[(total == 0) & (e > -5.5) & (e < 4)]
-    assert zeros.min() == pytest.approx(top, abs=0.03) and bottom - 0.03 < zeros.max() < bottom + 0.25   # its mesh misses 0.85 Γ-X
+    assert zeros.min() == pytest.approx(top, abs=0.03) and bottom - 0.03 < zeros.max() < bottom + 0.25   # its mesh misses 0.85 of Γ-X
 
 
 def test_a_stored_silicon_is_the_calculated_one(silicon):
