@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-STRAINS = (-0.02, -0.01, 0.0, 0.01, 0.02)      # of the lattice constant, five points of the equation of state
+STRAINS = (-0.02, -0.01, 0.0, 0.01, 0.02)      # of the lattice constant, five points of the equation of state; more at an edge
+MOST = 9                                       # points of an equation of state
 TINY_GAP = 0.1                                 # eV; below this Kohn-Sham gap the discontinuity means nothing
 WINDOW = (-8.0, 8.0)                           # eV around the Fermi level, of the density of states
 
@@ -56,17 +57,29 @@ def write(folder, step, record):
 
 # ---- steps --------------------------------------------------------------------------------------
 
+def next_strain(points, start):
+    """Strain of the next point of the equation of state of a cell of volume `start`, or None when (volume, energy) points are enough:
+    those of STRAINS, then more beyond an edge at which the lowest energy lies, MOST in all."""
+    done = {round((v / start) ** (1 / 3) - 1, 4): e for v, e in points}
+    for strain in STRAINS:
+        if strain not in done:
+            return strain
+    lowest = min(done, key=done.get)
+    beyond = {min(done): -0.01, max(done): 0.01}.get(lowest)
+    return round(lowest + beyond, 4) if beyond and len(done) < MOST else None
+
+
 def eos(job, folder):
     """Energies (eV) of uniformly strained cells, kept one by one, and the volume of the fitted minimum (Birch-Murnaghan)."""
     from ase.eos import EquationOfState
-    points = read(folder, "eos-points") or []
-    for strain in STRAINS[len(points):]:
+    points, start = read(folder, "eos-points") or [], atoms_of(job).get_volume()
+    while (strain := next_strain(points, start)) is not None:
         atoms = atoms_of(job)
         atoms.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
         atoms.calc = calculator(job, folder, "eos")
         points.append([atoms.get_volume(), atoms.get_potential_energy()])
         write(folder, "eos-points", points)
-    volumes, energies = np.array(points).T
+    volumes, energies = np.array(sorted(points)).T
     v0, e0, bulk = EquationOfState(volumes, energies, eos="birchmurnaghan").fit()
     if not volumes.min() < v0 < volumes.max():
         raise ValueError(f"the minimum at {v0:.1f} cubic angstrom lies outside the strained cells: start nearer to it")
