@@ -253,11 +253,14 @@ def save(out, store=STORE):
 
 
 def load(name, profile, store=STORE):
-    """A stored result with its arrays, or None."""
+    """A stored result with its arrays, or None; DFTError naming the file when it is no JSON."""
     path = Path(store) / f"{name}-{profile}.json"
     if not path.exists():
         return None
-    out = json.loads(path.read_text())
+    try:
+        out = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise DFTError(f"{path}: not a stored result ({error}); delete it") from error
     if path.with_suffix(".npz").exists():
         for key, value in np.load(path.with_suffix(".npz")).items():
             part, field = key.split(".")

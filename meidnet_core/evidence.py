@@ -55,6 +55,60 @@ def _is_gap(name, where):
     return (parts[0] in ("f4", "s5", "s6") and parts[-1] == "gap") or (parts[0] == "ts1" and parts[-1] == "gap_dft")
 
 
+# ---- tables -------------------------------------------------------------------------------------
+
+def kind(result):
+    """metal | direct | indirect of a dft result; None for none. Gaps that differ by less than 0.01 eV are one."""
+    if result is None:
+        return None
+    g = result["gap"]
+    return "metal" if g["metal"] else "direct" if g["direct"] - g["indirect"] < 0.01 else "indirect"
+
+
+def gap_table(found):
+    """Table S1: PBE gaps of cubic cells (eV), lattice constants (angstrom), moments (Bohr magnetons a cell), and the paper's gaps."""
+    import pandas as pd
+    paper, rows = paper_gaps("before"), []
+    for f, r in found.items():
+        g, setups = r["gap"], ", ".join(f"{e} {tag}" for e, tag in r["setups"].items()) or "default"
+        rows.append({"formula": f, "paper, VASP (eV)": paper.get(f), "here, GPAW (eV)": g["indirect"], "direct (eV)": g["direct"],
+                     "kind": kind(r), "band edges (eV)": g["overlap"], "a (Å)": r["eos"]["volume"] ** (1 / 3), "moment (µB)": r["moment"],
+                     "setups": setups})
+    return pd.DataFrame(rows)
+
+
+def repair_table(found):
+    """Table S2: energies and lowest frequencies before and after repair, distances to the hull beside the paper's (meV/atom)."""
+    import pandas as pd
+    paper, rows = results.read_reference().set_index("id").paper, []
+    for f, r in found.items():
+        here, first = placed(r), [f"ts1.{f.lower()}.ehull_dft", f"ts2.{f.lower()}.ehull"]
+        rows.append({"material": f, "before": r["spacegroup_before"], "after": r.get("spacegroup_after"), "status": r["status"],
+                     "atoms": len(r.get("symbols", [])) or None, "generations": r.get("generations"),
+                     "gain (meV/atom)": 1000 * r["gain"] if r.get("gain") is not None else None, "lowest before (THz)": r["lowest_before"],
+                     "lowest after (THz)": r.get("lowest_after"), "E_hull before": here.get("before"), "E_hull after": here.get("after"),
+                     "paper: before": paper.get(first[0]), "paper: after": paper.get(first[1])})
+    return pd.DataFrame(rows)
+
+
+def polymorph_table(found, most=3):
+    """The lowest polymorphs of each material: energy below the cubic cell (meV/atom) and lowest frequencies (THz)."""
+    import pandas as pd
+    return pd.DataFrame([{"material": f, "rank": k + 1, "space group": p["spacegroup"], "atoms": len(p["symbols"]),
+                          "below the cubic cell (meV/atom)": 1000 * (r["parent_energy"] - p["energy_per_atom"]),
+                          "lowest, path and mesh (THz)": p["lowest"], "lowest, exact q (THz)": p["lowest_exact"]}
+                         for f, r in found.items() for k, p in enumerate(r.get("polymorphs", [])[:most])])
+
+
+def repaired_gaps(formulas, before, after):
+    """PBE gaps (eV) before and after repair, {formula: dft result} each, beside the paper's."""
+    import pandas as pd
+    gap, first, second = (lambda r: r and r["gap"]["indirect"]), paper_gaps("before"), paper_gaps("after")
+    return pd.DataFrame([{"material": f, "paper, cubic": first.get(f), "here, cubic": gap(before.get(f)), "paper, repaired": second.get(f),
+                          "here, repaired": gap(after.get(f)), "kind": kind(after.get(f)),
+                          "atoms": len(after[f]["cell"][1]) if f in after else None} for f in formulas])
+
+
 # ---- phonons ------------------------------------------------------------------------------------
 
 def cubic_cells(formulas, potential=POTENTIAL):

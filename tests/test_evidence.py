@@ -1,0 +1,115 @@
+"""Claims of chapters 13-16: which gap answers which row, the paper's values, energies above hull of repaired crystals; their figures."""
+
+import json
+
+import matplotlib
+import numpy as np
+import pytest
+
+from meidnet_core import dft, evidence, hull, phonons, plots_physics, relax
+
+matplotlib.use("Agg")
+
+
+def gap(indirect=0.5, direct=0.5, metal=False):
+    return {"indirect": indirect, "direct": direct, "overlap": indirect, "metal": metal, "vbm_k": [0, 0, 0], "cbm_k": [0, 0, 0],
+            "direct_k": [0, 0, 0]}
+
+
+def result(**words):
+    """A dft result with two bands, a gap of 1 eV around the Fermi level."""
+    k = np.linspace(0, 1, 11)
+    energies = np.stack([-0.5 - k, 0.5 + k], 1)[None]
+    bands = {"energies": energies, "distance": k, "kpoints": np.zeros((11, 3)), "labels": [(0.0, "Γ"), (1.0, "X")]}
+    dos = {"energies": np.linspace(-3, 3, 61), "total": np.ones((1, 61))}
+    return {"gap": gap(1.0, 1.0), "bands": bands, "dos": dos, "seconds": 1.0, **words}
+
+
+def test_paper_gaps_are_those_of_the_tables():
+    before, after = evidence.paper_gaps("before"), evidence.paper_gaps("after")
+    assert before["KTaSe3"] == 0 and before["YbScSe3"] == 0.63 and before["CsPbI3"] == 1.48 and len(before) == 16
+    assert after["KTaSe3"] == 0.68 and after["YbMnSe3"] == 1.98 and len(after) == 9
+
+
+def test_gaps_answer_their_rows():
+    found = {"KTaSe3": {"gap": gap(0, 0, True)}, "BaHfSe3": {"gap": gap(0.3, 0.7)}, "CsPbI3": {"gap": gap(1.4, 1.4)}}
+    claims, metrics = evidence.gap_claims(found, "before", "PBE")
+    value = {k: c["value"] for k, c in claims.items()}
+    assert value == {"f4.ktase3.gap": 0, "f4.ktase3.metal": 1, "f4.bahfse3.gap": 0.3, "f4.bahfse3.indirect": 1, "ts1.cspbi3.gap_dft": 1.4}
+    assert metrics["BaHfSe3_direct"] == 0.7 and metrics["KTaSe3_metal"] == 1
+    after, _ = evidence.gap_claims({"KTaSe3": {"gap": gap(0.6, 0.6)}}, "after", "PBE")
+    assert {k: c["value"] for k, c in after.items()} == {"ts2.ktase3.gap": 0.6, "f5.ktase3.direct": 1}
+
+
+def test_difference_from_the_paper():
+    found = {"KTaSe3": {"gap": gap(0, 0, True)}, "LaScSe3": {"gap": gap(0.92, 1.0)}}
+    both = evidence.compared(found, "before")
+    assert both["compared"] == 2 and both["within_0.15"] == 1 and both["mae_paper"] == pytest.approx(0.1)
+
+
+def test_repaired_crystals_are_placed_on_the_hull(monkeypatch):
+    monkeypatch.setattr(hull, "corrections", lambda potential: None)
+    monkeypatch.setattr(hull, "e_above_hull", lambda row, c: {"e_above_hull": row["energy_per_atom"] + len(row["symbols"]) / 1000})
+    five, ten = ["K", "Ta", "Se", "Se", "Se"], ["K", "K", "Ta", "Ta", *6 * ["Se"]]
+    here = evidence.placed({"name": "KTaSe3", "parent_energy": -4.9, "energy_per_atom": -5.0, "symbols": ten})
+    assert here == {"before": pytest.approx(-4890), "after": pytest.approx(-4990)}
+    assert evidence.hull_symbols("KTaSe3") == five
+    assert set(evidence.placed({"name": "KTaSe3", "parent_energy": -4.9})) == {"before"}
+
+
+def test_stored_repairs_agree_with_themselves():
+    for name, r in evidence.polymorphs().items():
+        assert r["name"] == name and r["threshold"] == phonons.SOFT
+        if r.get("gain") is not None:
+            assert r["gain"] == pytest.approx(r["parent_energy"] - r["energy_per_atom"]) and r["gain"] > 0
+            assert hull.reduced(r["symbols"]) == hull.reduced(evidence.hull_symbols(name))
+            assert (r["status"] == "repaired") == any(p["lattice"] == r["lattice"] and _free(p) for p in r["polymorphs"])
+            assert relax.to_atoms((r["lattice"], r["symbols"], r["frac"])).get_all_distances(mic=True)[0, 1:].min() > 1.5
+
+
+def _free(p):
+    from meidnet_core import repair
+    return repair.stable(p)
+
+
+def test_stored_bands_agree_with_their_gaps():
+    for f in dft.FIGURE4:
+        r = dft.load(f, "quick")
+        if r and r["status"] == "ok" and r["bands"]:
+            e, g = r["bands"]["energies"], r["gap"]
+            assert e.shape[1] == len(r["bands"]["distance"]) == len(r["bands"]["kpoints"])
+            inside = (r["dos"]["energies"] > -0.4 * g["indirect"]) & (r["dos"]["energies"] < 0.4 * g["indirect"])
+            assert g["metal"] or g["indirect"] < 0.2 or r["dos"]["total"][:, inside].max() < 0.05 * r["dos"]["total"].max(), f
+
+
+def test_figures_draw_what_they_are_given(tmp_path):
+    figure = plots_physics.band_structures({"a": result(), "b": result(gap=gap(0, 0, True)), "c": result()}, {"a": 0.7})
+    titles = [ax.get_title() for ax in figure.axes]
+    assert any("a: direct gap 1.00 eV" in t for t in titles) and any("b: metal" in t for t in titles)
+    rows = [{"formula": "AB", "gap": True, "label_direct": 2.0, "direct": 2.4, "label_indirect": 1.5, "indirect": 1.4}]
+    assert "AB" in [t.get_text() for t in plots_physics.gllbsc_parity(rows, {"direct": 0.4, "indirect": 0.1}).axes[0].texts]
+    study = {"bands": {"labels": [["Γ", "X"], ["M", "Γ"]], "distances": [[0, 1], [1, 2]], "frequencies": [[[1.0], [-2.0]], [[1.0], [2.0]]]},
+             "threshold": -0.1}
+    ax = plots_physics.phonon_panel(study, "t")
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["Γ", "X|M", "Γ"]
+
+
+def test_malformed_result_names_its_file(tmp_path):
+    (tmp_path / "X-quick.json").write_text('{"name": ')
+    with pytest.raises(dft.DFTError, match="X-quick.json"):
+        dft.load("X", "quick", tmp_path)
+
+
+def test_polymorph_that_is_not_there():
+    with pytest.raises(dft.DFTError, match="meidnet_core.repair NaClO3"):
+        dft.polymorph("NaClO3")
+
+
+def test_claims_of_a_run_are_written(monkeypatch, tmp_path):
+    monkeypatch.setattr(evidence, "bands", lambda names, profile, suffix="": {"KTaSe3": result(gap=gap(0, 0, True))} if not suffix else {})
+    written = []
+    monkeypatch.setattr(evidence.results, "write_run", lambda *a, **k: written.append((a, k)))
+    evidence.write_gaps()
+    (name, run), words = written[0]
+    assert len(written) == 1 and (name, run) == ("dft-before", "quick") and json.dumps(words["metrics"])
+    assert words["claims"]["f4.ktase3.metal"]["value"] == 1 and "GPAW quick" in words["claims"]["f4.ktase3.gap"]["split"]
