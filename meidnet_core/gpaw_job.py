@@ -120,8 +120,8 @@ def fixed(job, folder, step, kpts, extra):
     occupied = int(np.ceil(read(folder, "scf")["electrons"] / 2))
     empty = max(8, occupied // 3)
     ground = GPAW(folder / "scf.gpw", txt=None)
-    fixed = ground.fixed_density(kpts=kpts, nbands=occupied + empty + extra, convergence={"bands": occupied + empty}, maxiter=200,
-                                 symmetry="off" if step == "bands" else {}, txt=str(folder / f"{step}.txt"))
+    fixed = ground.fixed_density(kpts=kpts, nbands=occupied + empty + extra, convergence={"bands": occupied + empty, "eigenstates": 1e-6},
+                                 maxiter=200, symmetry="off" if step == "bands" else {}, txt=str(folder / f"{step}.txt"))
     return ground, fixed, occupied + empty
 
 

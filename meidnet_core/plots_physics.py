@@ -23,7 +23,7 @@ def band_structure(result, title, paper_gap=None, window=(-4, 4), axes=None):
     b, g = result["bands"], result["gap"]
     top = 0.0 if g["metal"] else _valence_top(b["energies"], g)
     for e, (color, name) in zip(b["energies"], SPINS):
-        left.plot(b["distance"], e - top, color=color, lw=1)
+        left.plot(*_broken(b["distance"], e - top), color=color, lw=1)
         left.plot([], [], color=color, lw=1, label=name if len(b["energies"]) == 2 else None)
     left.axhline(0, color=BLACK, lw=0.7, ls=":")
     if paper_gap:
@@ -31,14 +31,19 @@ def band_structure(result, title, paper_gap=None, window=(-4, 4), axes=None):
     for e, (color, _) in zip(result["dos"]["total"], SPINS):
         right.plot(e, result["dos"]["energies"] - top, color=color, lw=1)
     _ticks(left, b["labels"])
-    inside = np.array([d[(result["dos"]["energies"] - top > window[0]) & (result["dos"]["energies"] - top < window[1])].max()
-                       for d in result["dos"]["total"]])
-    right.set(xlabel="states/(eV cell)", xlim=(0, 1.05 * inside.max()))
+    filled = (result["dos"]["energies"] - top > window[0]) & (result["dos"]["energies"] < top)
+    right.set(xlabel="states/(eV cell)", xlim=(0, 1.5 * np.max(result["dos"]["total"][:, filled])))      # flat empty 4f levels are cut
     kind = "metal" if g["metal"] else f"{'direct' if abs(g['direct'] - g['indirect']) < 0.01 else 'indirect'} gap {g['indirect']:.2f} eV"
     left.set(ylim=window, title=f"{title}: {kind}", ylabel=f"$E - E_{{\\mathrm{{{'F' if g['metal'] else 'VBM'}}}}}$ (eV)")
     if paper_gap or len(b["energies"]) == 2:
         left.legend(fontsize=7.5, loc="lower right", frameon=True)
     return axes
+
+
+def _broken(x, energies):
+    """x (K,) and energies (K, B) with a gap where the path jumps (two points at one distance)."""
+    jump = np.flatnonzero(np.diff(x) < 1e-6) + 1
+    return np.insert(x, jump, np.nan), np.insert(energies, jump, np.nan, axis=0)
 
 
 def _valence_top(energies, gap):

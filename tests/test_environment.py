@@ -86,6 +86,13 @@ def test_makefile_installs_the_locked_torch():
     assert pinned[1] == read_lock("requirements.lock")["torch"]
 
 
+def test_makefile_and_conda_build_the_gpaw_of_the_extra():
+    wanted = PYPROJECT["project"]["optional-dependencies"]["dft"]
+    assert re.search(r"^GPAW := (.+)$", (ROOT / "Makefile").read_text(), re.M)[1].split() == wanted
+    version = dict(w.split("==") for w in wanted)["gpaw"]
+    assert re.search(rf"^\s*- gpaw {re.escape(version.rsplit('.', 1)[0])}\.\*", (ROOT / "environment.yml").read_text(), re.M)
+
+
 def test_installed_packages_are_the_locked_ones():
     installed = {canonicalize_name(d.name): d.version for d in metadata.distributions()}
     fairchem = "fairchem-core" in installed
