@@ -22,6 +22,7 @@ DEVELOPMENT = ("SrSnO3", "CaGeO3", "PbSiO3", "TiGeON2")                # the rec
 MESHES = {"6 with Γ": (6, True), "7 with Γ": (7, True), "8 without Γ": (8, False)}
 CUTOFFS = {"SrSnO3": (7, (550, 800)), "CaGeO3": (6, (550, 700))}       # eV, at a mesh with Γ
 STUDY_CUTOFF, LEAST, WANTED = 400, 1.0, 24                             # eV; smallest direct gap of a validation material; how many
+SYMMETRY = 8                                                           # operations of 4mm, the least of a validation cell
 HEAVY = {*range(57, 72)}                                               # La and the lanthanides have no GLLB-SC setup
 
 
@@ -43,12 +44,13 @@ def cell_from_cif(text):
 def validation(count=WANTED, seed=0):
     """[(formula, cell, direct, indirect)] of the val split: gaps of at least LEAST eV, spread over anion sets and gaps.
 
-    One after another from the anion sets, each in a random order of its gap quartiles; without development materials and elements
-    that have no setup.
+    One after another from the anion sets, each in a random order of its gap quartiles; without development materials, elements that
+    have no setup, and cells of less than SYMMETRY operations (no fourfold axis: twice the k-points).
     """
     table, rng = labelled("val"), np.random.default_rng(seed)
     known = lambda f: len(data.elements_of(f)) > 2 and not {crystal.atomic_number(e) for e in data.elements_of(f)} & HEAVY
     table = table[[g >= LEAST and known(f) and f not in DEVELOPMENT for f, g in zip(table.index, table.dir_gap)]]
+    table = table[[operations(cell_from_cif(text)) >= SYMMETRY for text in table.cif]]
     anions = np.array(["".join(sorted(set(data.elements_of(f)) & {"O", "N", "F", "S"})) for f in table.index])
     groups = {}
     for kind in sorted(set(anions)):
@@ -59,6 +61,15 @@ def validation(count=WANTED, seed=0):
         groups[kind] = [q[i] for i in range(max(map(len, queue))) for q in queue if i < len(q)]
     mixed = [g[i] for i in range(max(map(len, groups.values()))) for g in groups.values() if i < len(g)]
     return [(f, cell_from_cif(table.cif[f]), table.dir_gap[f], table.ind_gap[f]) for f in mixed[:count]]
+
+
+def operations(cell):
+    """Number of symmetry operations of a cell, within 0.01 angstrom."""
+    import spglib
+
+    from .relax import to_atoms
+    atoms = to_atoms(cell)
+    return len(spglib.get_symmetry((atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers), symprec=0.01)["rotations"])
 
 
 def gap(name, cell, settings, folder, ranks=1, timeout=1500):
