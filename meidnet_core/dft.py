@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -217,6 +218,9 @@ def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=No
     found = load(name, profile, store)
     if found and found["status"] == "ok":
         _check_same(found["cell"], cell, name)
+        plain = lambda s: {k: v for k, v in s.items() if "kpts" not in k}           # meshes of polymorphs follow their cells
+        if plain(found["settings"]) != plain(asdict(PROFILES[profile])):
+            raise DFTError(f"{name}: the stored result has other settings than the profile {profile}; delete it")
         return found
     job, folder = prepare(cell, PROFILES[profile], kind, moments, setups), WORK / f"{name}-{profile}"
     try:
@@ -247,9 +251,14 @@ def save(out, store=STORE):
         if out[part]:
             arrays |= {f"{part}.{k}": np.asarray(v, np.float32) for k, v in out[part].items() if isinstance(v, np.ndarray)}
             plain[part] = {k: v for k, v in out[part].items() if not isinstance(v, np.ndarray)}
+    Path(store).mkdir(parents=True, exist_ok=True)
+    path, part = Path(store) / f"{name}.npz", Path(store) / f".{name}.{os.getpid()}.npz"
+    if arrays:                                                        # first: a JSON never stands without its arrays
+        np.savez_compressed(part, **arrays)
+        os.replace(part, path)
+    else:
+        path.unlink(missing_ok=True)
     _write_atomic(Path(store) / f"{name}.json", json.dumps(plain, indent=1) + "\n")
-    if arrays:
-        np.savez_compressed(Path(store) / f"{name}.npz", **arrays)
 
 
 def load(name, profile, store=STORE):
@@ -262,7 +271,11 @@ def load(name, profile, store=STORE):
     except json.JSONDecodeError as error:
         raise DFTError(f"{path}: not a stored result ({error}); delete it") from error
     if path.with_suffix(".npz").exists():
-        for key, value in np.load(path.with_suffix(".npz")).items():
+        try:
+            arrays = dict(np.load(path.with_suffix(".npz")))
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise DFTError(f"{path.with_suffix('.npz')}: no arrays ({error}); delete it and the .json beside it") from error
+        for key, value in arrays.items():
             part, field = key.split(".")
             out[part][field] = value.astype(float)
     return out

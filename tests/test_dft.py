@@ -21,11 +21,6 @@ needs_gpaw = pytest.mark.skipif(not dft.available(), reason="GPAW is not install
 needs_seekpath = pytest.mark.skipif(importlib.util.find_spec("seekpath") is None, reason="seekpath is not installed: run `make dft`")
 
 
-def bug(reason):
-    """A known fault of the modules; strict, so that its repair asks for the mark to go."""
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
 DIAMOND, ROCKSALT = [[0, 0, 0], [0.25, 0.25, 0.25]], [[0, 0, 0], [0.5, 0.5, 0.5]]
 
 
@@ -333,7 +328,6 @@ def test_a_malformed_file_is_named(text, tmp_path):
         dft.load("Si", "least", tmp_path)
 
 
-@bug("np.load does not name the file")
 def test_malformed_arrays_are_named(tmp_path):
     dft.save(result(**arrays()), tmp_path)
     whole = (tmp_path / "Si-least.npz").read_bytes()
@@ -342,7 +336,6 @@ def test_malformed_arrays_are_named(tmp_path):
         dft.load("Si", "least", tmp_path)
 
 
-@bug("the .npz stays beside a JSON without arrays: TypeError")
 def test_arrays_of_an_earlier_attempt_do_not_outlive_it(tmp_path):
     dft.save(result(status="dos: not converged", **arrays() | {"dos": None}), tmp_path)
     dft.save(result(status="scf: not converged"), tmp_path)
@@ -368,7 +361,6 @@ def test_a_stored_result_of_another_crystal_is_refused(other, monkeypatch):
         dft.run("Si", OTHERS[other], "least")
 
 
-@bug("settings are not compared")
 def test_a_stored_result_with_other_settings_is_refused(monkeypatch):
     dft.save(result(), dft.STORE)
     monkeypatch.setattr(dft, "PROFILES", {"least": replace(LEAST, cutoff=700)})
@@ -431,7 +423,7 @@ def test_steps_that_are_there_are_not_run_again(monkeypatch, tmp_path):
 @needs_gpaw
 @pytest.mark.parametrize("error, status", [(ValueError("no minimum"), "failed: ValueError: no minimum"),
                                            (FileNotFoundError("Xx.PBE"), "failed: FileNotFoundError"),
-                                           pytest.param(IndexError("band 5"), "failed: IndexError", marks=bug("kills the process"))])
+                                           pytest.param(IndexError("band 5"), "failed: IndexError")])
 def test_a_step_that_fails_is_a_row_and_the_last(error, status, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(gpaw_job, "STEPS", fake(seen, "eos", "scf", fail={"eos": error}))
@@ -611,7 +603,6 @@ def test_mgo_is_an_insulator_with_a_direct_gap(monkeypatch, in_process):
 
 
 @needs_gpaw
-@bug("nine electrons, five bands: gaps() looks for the sixth, IndexError")
 def test_potassium_with_its_odd_electron_is_a_metal(in_process):
     out = dft.run("K", ([5.33 * 0.75**0.5] * 3 + [109.4712206] * 3, ["K"], np.zeros((1, 3))), "least", "static")
     assert out["status"] == "ok" and out["gap"]["metal"] is True
