@@ -68,7 +68,7 @@ dft: .venv/gpaw-installed  ## add GPAW to .venv (chapters 13, 14, 16), with its 
 	@command -v mpicc >/dev/null && [ -e /usr/include/xc.h ] && [ -e /usr/include/fftw3.h ] || \
 	  { $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq -o Acquire::Retries=3 $(DEBIAN) >/dev/null; }
 	@printf "mpi = True\ncompiler = 'mpicc'\nlibraries = ['xc', 'openblas', 'fftw3']\nfftw = True\n" > .venv/gpaw_siteconfig.py
-	GPAW_CONFIG=.venv/gpaw_siteconfig.py $(INSTALL) --no-deps --no-build-isolation $(GPAW)
+	GPAW_CONFIG=$(CURDIR)/.venv/gpaw_siteconfig.py $(INSTALL) --no-deps --no-build-isolation $(GPAW)
 	@touch $@
 
 fairchem: $(STAMP)  ## add fairchem-core to .venv
