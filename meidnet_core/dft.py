@@ -71,8 +71,7 @@ def setups_for(symbols, xc, frozen=True):
     """{symbol: tag} of setups that are not the default; DFTError naming the elements for which there is no setup at all."""
     if not available():
         raise DFTError("GPAW is not installed here: run `make dft` (needs Debian's libxc, OpenBLAS, FFTW and Open MPI)")
-    import gpaw_data
-    folder, tags = Path(gpaw_data.__file__).parent / "setups", {}
+    folder, tags = Path(_standard_setups()[0]), {}
     have = lambda e: any((folder / f"{e}.{xc}{end}").exists() for end in ("", ".gz"))
     for e in sorted(set(symbols)):
         if frozen and xc == "PBE" and (e, "3p") in FROZEN_4F:
@@ -114,14 +113,20 @@ def band_path(cell, points):
     found = seekpath.get_explicit_k_path(entry, reference_distance=length / max(points, 2))
     primitive = (cell_to_cellpar(found["primitive_lattice"]), [chemical_symbols[z] for z in found["primitive_types"]],
                  np.asarray(found["primitive_positions"]))
-    distance, labels = found["explicit_kpoints_linearcoord"], []
-    for x, name in zip(distance, found["explicit_kpoints_labels"]):
-        name = {"GAMMA": "Γ"}.get(name, name)
+    distance = found["explicit_kpoints_linearcoord"]
+    labels = joined_labels(distance, [{"GAMMA": "Γ"}.get(name, name) for name in found["explicit_kpoints_labels"]])
+    return primitive, {"kpoints": np.round(found["explicit_kpoints_rel"], 8).tolist(), "distance": distance.tolist(), "labels": labels}
+
+
+def joined_labels(distance, names):
+    """[(distance, name)] of the named points of a path; two names at one distance, where the path jumps, are joined by "|"."""
+    labels = []
+    for x, name in zip(distance, names):
         if name and labels and abs(labels[-1][0] - x) < 1e-6:
             labels[-1] = (float(x), labels[-1][1] + ("" if labels[-1][1] == name else f"|{name}"))
         elif name:
             labels.append((float(x), name))
-    return primitive, {"kpoints": np.round(found["explicit_kpoints_rel"], 8).tolist(), "distance": distance.tolist(), "labels": labels}
+    return labels
 
 
 def prepare(cell, settings, kind="pbe", moments=True, setups=None):

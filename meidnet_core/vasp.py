@@ -149,13 +149,8 @@ def _bands(run, path, efermi):
         return None
     step = np.linalg.norm(np.diff(k @ run.final_structure.lattice.reciprocal_lattice.matrix, axis=0), axis=1)
     step[[bool(a and b) for a, b in zip(names, names[1:])]] = 0                           # the end of a segment and the next start
-    distance, labels = np.concatenate([[0], np.cumsum(step)]), []
-    for x, name in zip(distance, names):
-        name = "Γ" if name.upper() in ("GAMMA", "G") else name
-        if name and labels and abs(labels[-1][0] - x) < 1e-6:
-            labels[-1] = (float(x), labels[-1][1] + ("" if labels[-1][1] == name else f"|{name}"))
-        elif name:
-            labels.append((float(x), name))
+    distance = np.concatenate([[0], np.cumsum(step)])
+    labels = dft.joined_labels(distance, ["Γ" if name.upper() in ("GAMMA", "G") else name for name in names])
     return {"distance": distance, "energies": _levels(run, efermi), "labels": labels, "kpoints": k}
 
 
