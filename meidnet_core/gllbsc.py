@@ -123,8 +123,8 @@ def study(ranks=1):
                      "oxide": recipe(cell[1]) == recipe("O"), **row_of(r)})
     at = lambda n, g, oxide: [r for r in rows if (r["mesh"], r["gamma"], r["cutoff"], r["oxide"]) == (n, g, usual, oxide)]
     off = lambda found, k: [abs(r[k] - r[f"label_{k}"]) for r in found if k in r and r[f"label_{k}"] is not None]
-    m = {f"mae_{k}_{n}{'G' if g else 'M'}_{'oxides' if oxide else 'others'}": float(np.mean(off(at(n, g, oxide), k)))
-         for n, g in MESHES.values() for k in ("direct", "indirect") for oxide in (True, False)}
+    m = {f"mae_{k}_{n}{'G' if g else 'M'}_{'oxides' if oxide else 'others'}": float(np.mean(found))
+         for n, g in MESHES.values() for k in ("direct", "indirect") for oxide in (True, False) if (found := off(at(n, g, oxide), k))}
     return results.write_run("gllbsc-study", "mesh", config={"materials": list(STUDY), "xc": "GLLBSC"}, seed=None, data_set="perov_5",
                              split="development", n=len(STUDY), metrics=m, claims={}, curve=rows, wall_time_s=time.time() - start)
 

@@ -101,6 +101,7 @@ def test_validation_materials_are_of_the_val_split_with_their_labels(chosen):
         found = table[table.formula == formula].iloc[0]
         assert (found.dir_gap, found.ind_gap) == (direct, indirect) and direct >= gllbsc.LEAST and 0 < indirect <= direct
         assert len(cell[1]) == len(cell[2]) == 5 and gllbsc.operations(cell) >= gllbsc.SYMMETRY
+        assert sum(map(crystal.atomic_number, cell[1])) <= gllbsc.LIGHT
 
 
 def test_validation_materials_have_setups(chosen):
@@ -112,15 +113,15 @@ def test_validation_materials_have_setups(chosen):
 
 def test_validation_is_spread_over_anions_and_gaps(chosen):
     kinds = ["".join(sorted(set(cell[1]) & {"O", "N", "F", "S"})) for _, cell, *_ in chosen[0]]
-    assert min(kinds.count("O"), kinds.count("NO")) >= 6
+    assert min(map(kinds.count, ("O", "NO", "FO", "OS", "FNO"))) >= 3
     gaps = [direct for _, _, direct, _ in chosen[0]]
     assert min(gaps) < 1.5 and max(gaps) > 4
 
 
 @needs_pymatgen
 def test_what_is_no_validation_material(monkeypatch, write_cif):
-    rows = [("BaHfO3", 5.0), ("CaZrO3", 1.0), ("SrScO2F", 3.0), ("HfMgO3", 0.9), ("LaAlO3", 4.0), ("LuScO3", 4.0), ("SrSnO3", 4.0),
-            ("TiTiO3", 2.0), ("SrTiO3", 2.0)]
+    rows = [("MgHfO3", 5.0), ("CaGaO3", 1.0), ("SrScO2F", 3.0), ("HfMgO3", 0.9), ("LaAlO3", 4.0), ("LuScO3", 4.0), ("SrSnO3", 4.0),
+            ("TiTiO3", 2.0), ("SrTiO3", 2.0), ("BaHfO3", 3.0)]                                   # the last one too heavy
     slid = {"SrTiO3": [0.1, 0.07, 0.02]}                                                     # one of its atoms, out of any axis
 
     def cell(formula):
@@ -133,8 +134,8 @@ def test_what_is_no_validation_material(monkeypatch, write_cif):
     table["cif"] = [cell(f) for f in table.formula]
     monkeypatch.setattr(gllbsc, "labelled", lambda split: table.set_index("formula") if split == "val" else pytest.fail(split))
     found = gllbsc.validation()
-    assert sorted(f for f, *_ in found) == ["BaHfO3", "CaZrO3", "SrScO2F"]
-    assert {f: (direct, indirect) for f, _, direct, indirect in found}["BaHfO3"] == (5.0, 0.5)
+    assert sorted(f for f, *_ in found) == ["CaGaO3", "MgHfO3", "SrScO2F"]
+    assert {f: (direct, indirect) for f, _, direct, indirect in found}["MgHfO3"] == (5.0, 0.5)
     assert {"SrScO2F"} < {f for f, *_ in gllbsc.validation(count=2)}                          # one of each anion set
 
 
@@ -237,17 +238,26 @@ def test_validation_counts_failures_and_metals_apart(monkeypatch, written):
 
 def test_study_compares_with_the_labels_there_are(monkeypatch, written):
     nan, asked = float("nan"), []
-    table = pd.DataFrame({"cif": "", "dir_gap": 1.5, "ind_gap": [1.0, nan, nan, nan]}, index=pd.Index(gllbsc.DEVELOPMENT, name="formula"))
-    monkeypatch.setattr(gllbsc, "labelled", lambda split: table)
-    monkeypatch.setattr(gllbsc, "cell_from_cif", lambda text: SILICON)
-    monkeypatch.setattr(gllbsc, "gap", lambda name, cell, s, *args: asked.append((name, s)) or (FAILED if "TiGeON2-8" in name else OK))
+    labels = pd.DataFrame({"dir_gap": 1.5, "ind_gap": [1.0] + [nan] * 7}, index=pd.Index(gllbsc.STUDY, name="formula"))
+    monkeypatch.setattr(gllbsc, "labelled", lambda split: labels.assign(cif=labels.index))
+    monkeypatch.setattr(gllbsc, "cell_from_cif", lambda text: (text, ["N"] if "N" in text else ["F"] if "F" in text else ["O"], None))
+    monkeypatch.setattr(gllbsc, "gap", lambda name, cell, s, *args: asked.append((name, s)) or (FAILED if "HfAlO2N-10" in name else OK))
     record = gllbsc.study()
-    assert len(asked) == len({name for name, _ in asked}) == 4 * 3 + 4
+    assert len(asked) == len({name for name, _ in asked}) == len(gllbsc.STUDY) * 3 + 2
     for name, s in asked:
         assert name.split("-", 1)[1] == f"{s.kpts[0]}-{s.cutoff}{'G' if s.gamma else 'M'}" and len(set(s.kpts)) == 1
-    assert record["metrics"]["bias_direct_7G"] == record["metrics"]["bias_direct_8M"] == pytest.approx(0.5)
-    assert record["metrics"]["bias_indirect_6G"] == pytest.approx(0.5)                         # of the one indirect label
-    assert sum(r["status"] != "ok" for r in record["curve"]) == 1 and record["curve"][1]["label_indirect"] == 1.0
+    m = record["metrics"]
+    assert m["mae_direct_7G_oxides"] == m["mae_direct_10M_others"] == pytest.approx(0.5)
+    assert m["mae_indirect_5G_oxides"] == pytest.approx(0.5) and "mae_indirect_5G_others" not in m           # no label, no number
+    assert sum(r["status"] != "ok" for r in record["curve"]) == 1 and record["curve"][0]["label_indirect"] == 1.0
+
+
+def test_the_mesh_of_a_label_follows_its_anions():
+    mesh = lambda formula: (lambda s: (s.kpts, s.gamma, s.cutoff))(gllbsc.recipe(formula))
+    assert mesh(["Sr", "Sn", "O", "O", "O"]) == ((5, 5, 5), True, 550)
+    for anion in "NFS":
+        assert mesh(["Sr", "Na", "O", "O", anion]) == ((10, 10, 10), False, 550)
+    assert gllbsc.recipe(["N"], 400, (7, True)) == dft.Settings(400, (7, 7, 7), (7, 7, 7), 0.01, 0)
 
 
 CANDIDATES = [("KSnCl3", 1.4, 1.0), ("SrTiO3", 1.0, 1.1), ("LaWN3", 1.0, 1.0), ("KFeF3", 1.0, 1.0), ("CsPbCl3", 1.0, 0.2),
