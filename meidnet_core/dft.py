@@ -239,11 +239,21 @@ def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=No
     return out
 
 
-def _check_same(stored, cell, name):
+def same_crystal(a, b):
+    """Are two cells one crystal, but for its volume (within a fifth)? Beyond five atoms pymatgen's StructureMatcher has to agree."""
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    from .crystal import to_structure
     from .hull import reduced
     from .relax import to_atoms
-    volume = [to_atoms(c).get_volume() / len(c[1]) for c in (stored, cell)]
-    if reduced(list(stored[1])) != reduced(list(cell[1])) or abs(np.log(volume[0] / volume[1])) > 0.2:
+    volume = [to_atoms(c).get_volume() / len(c[1]) for c in (a, b)]
+    if reduced(list(a[1])) != reduced(list(b[1])) or abs(np.log(volume[0] / volume[1])) > 0.2:
+        return False
+    return max(len(a[1]), len(b[1])) <= 5 or StructureMatcher(0.05, 0.05, 1.5).fit(to_structure(*a), to_structure(*b))
+
+
+def _check_same(stored, cell, name):
+    if not same_crystal(stored, cell):
         raise DFTError(f"{name}: the stored result is of another crystal; choose another name or folder")
 
 

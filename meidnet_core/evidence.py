@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from . import dft, hull, phonons, relax, results
+from . import dft, hull, phonons, relax, repair, results
 
 FIGURE5 = ("KTaSe3", "LaScSe3", "YbScSe3", "BaHfSe3")
 PHONONS, POLYMORPHS = results.ROOT / "data" / "phonons", results.ROOT / "data" / "polymorphs"
@@ -32,10 +32,14 @@ def studies(potential=POTENTIAL, folder=None):
     return {n: json.loads(p.read_text()) for n, p in paths.items() if p.exists()}
 
 
-def bands(names, profile="quick", suffix=""):
-    """{formula: result of dft.run} of those that are stored with a gap."""
+def bands(names, profile="quick", suffix="", folder=None):
+    """{formula: result of dft.run} of those that are stored with a gap; of polymorphs, those that the last search chose."""
     found = {f: dft.load(f + suffix, profile) for f in names}
-    return {f: r for f, r in found.items() if r and "gap" in r}
+    found = {f: r for f, r in found.items() if r and "gap" in r}
+    if suffix == "-polymorph":
+        chosen = polymorphs(folder=folder)
+        found = {f: r for f, r in found.items() if f in chosen and dft.same_crystal(r["cell"], repair.cell_from(chosen[f]))}
+    return found
 
 
 def paper_gaps(where):

@@ -322,8 +322,9 @@ def _polymorphs(found, parent, ledger, calculator, evaluate, minutes):
         rows = distinct(_evaluated(starters(bases, 5), bases, ledger, evaluate, f"round {n + 1}"))
         examined += [look(r) for r in rows[:1]]
     if not any(map(stable, examined)) and not late():                        # large cells crowd out small ones, whose phonons are surer
-        small = [cell_from(r) for r in distinct(found["individuals"]) if len(r["symbols"]) <= SMALL][:LOWEST]
-        examined += [look(r) for r in distinct(ledger.ask("settle", small, serial(calculator, relax.FMAX, 2 * STEPS)), alike)]
+        small = [cell_from(r) for r in distinct(found["individuals"]) if len(r["symbols"]) <= SMALL][:SETTLED]
+        rows = distinct(ledger.ask("settle", small, serial(calculator, relax.FMAX, 2 * STEPS)), alike)
+        examined += [look(r) for r in rows[:LOWEST]]
     return [r for r in distinct(examined + rest, alike) if r["energy_per_atom"] < parent["energy_per_atom"]]
 
 

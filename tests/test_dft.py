@@ -361,6 +361,15 @@ def test_a_stored_result_of_another_crystal_is_refused(other, monkeypatch):
         dft.run("Si", OTHERS[other], "least")
 
 
+def test_two_polymorphs_are_not_one_crystal():
+    wurtzite = ([3.25, 3.25, 5.2, 90, 90, 120], ["Zn", "Zn", "O", "O"], [[1 / 3, 2 / 3, 0], [2 / 3, 1 / 3, 0.5], [1 / 3, 2 / 3, 0.38],
+                                                                        [2 / 3, 1 / 3, 0.88]])
+    doubled = ([6.5, 3.25, 5.2, 90, 90, 120], 2 * wurtzite[1], [[(x + k) / 2, y, z] for k in (0, 1) for x, y, z in wurtzite[2]])
+    blende = ([4.6] * 3 + [90] * 3, 4 * ["Zn"] + 4 * ["O"], [[x + s, y + s, z + s] for s in (0, 0.25)
+                                                             for x, y, z in ((0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0))])
+    assert dft.same_crystal(wurtzite, doubled) and not dft.same_crystal(blende, doubled)
+
+
 def test_a_stored_result_with_other_settings_is_refused(monkeypatch):
     dft.save(result(), dft.STORE)
     monkeypatch.setattr(dft, "PROFILES", {"least": replace(LEAST, cutoff=700)})

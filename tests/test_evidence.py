@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from meidnet_core import dft, evidence, hull, phonons, plots_physics, relax
+from meidnet_core import dft, evidence, hull, phonons, plots_physics, relax, repair
 
 matplotlib.use("Agg")
 
@@ -39,6 +39,16 @@ def test_gaps_answer_their_rows():
     assert metrics["BaHfSe3_direct"] == 0.7 and metrics["KTaSe3_metal"] == 1
     after, _ = evidence.gap_claims({"KTaSe3": {"gap": gap(0.6, 0.6)}}, "after", "PBE")
     assert {k: c["value"] for k, c in after.items()} == {"ts2.ktase3.gap": 0.6, "f5.ktase3.direct": 1}
+
+
+def test_bands_of_a_polymorph_that_is_no_longer_chosen_are_left_out(tmp_path, monkeypatch):
+    name, chosen = next((f, r) for f, r in evidence.polymorphs().items() if len(r["symbols"]) > 5)
+    cell, cubic = repair.cell_from(chosen), evidence.dft.cubic_start(name)
+    eight = phonons.build(cubic, np.diag([2, 1, 1]), np.zeros((10, 3)), np.array([1, 1, 1, 0, 0, 0]))
+    for stored, kept in ((cell, [name]), (eight, [])):
+        monkeypatch.setattr(dft, "load", lambda f, profile, cell=stored: {"gap": gap(), "cell": cell})
+        assert list(evidence.bands([name], suffix="-polymorph")) == kept
+        assert list(evidence.bands([name])) == [name]
 
 
 def test_difference_from_the_paper():
