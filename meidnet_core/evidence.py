@@ -13,15 +13,16 @@ import numpy as np
 from . import dft, hull, phonons, relax, repair, results
 
 FIGURE5 = ("KTaSe3", "LaScSe3", "YbScSe3", "BaHfSe3")
+KNOWN = ("SrTiO3", "CsPbI3")                                           # known to leave the cubic phase: by rotations a0a0c-, by tilts (Pnma)
 PHONONS, POLYMORPHS = results.ROOT / "data" / "phonons", results.ROOT / "data" / "polymorphs"
 POTENTIAL = "sevennet-0"
 
 
 # ---- what is stored -----------------------------------------------------------------------------
 
-def polymorphs(potential=POTENTIAL, seed=0, folder=None):
-    """{formula: result of repair.repair} of the nine materials, in the order of dft.FIGURE4; those not searched yet are left out."""
-    paths = {f: (folder or POLYMORPHS) / f"{f}-{potential}-seed{seed}.json" for f in dft.FIGURE4}
+def polymorphs(potential=POTENTIAL, seed=0, folder=None, formulas=dft.FIGURE4):
+    """{formula: result of repair.repair} of the nine materials, in the order of `formulas`; those not searched yet are left out."""
+    paths = {f: (folder or POLYMORPHS) / f"{f}-{potential}-seed{seed}.json" for f in formulas}
     return {f: json.loads(p.read_text()) for f, p in paths.items() if p.exists()}
 
 
