@@ -13,7 +13,7 @@ import numpy as np
 from . import dft, hull, phonons, relax, repair, results
 
 FIGURE5 = ("KTaSe3", "LaScSe3", "YbScSe3", "BaHfSe3")
-KNOWN = ("SrTiO3", "CsPbI3")                                           # known to leave the cubic phase: by rotations a0a0c-, by tilts (Pnma)
+KNOWN = ("SrTiO3", "CsPbI3")              # leave the cubic phase: by rotations (a0a0c-), by tilts (Pnma)
 PHONONS, POLYMORPHS = results.ROOT / "data" / "phonons", results.ROOT / "data" / "polymorphs"
 POTENTIAL = "sevennet-0"
 
