@@ -24,7 +24,7 @@ DEVELOPMENT = {*STUDY, "PbSiO3", "TiGeON2", "YAlO3", "BiGaO3", "CsNbO3", "TiTiON
                "TiMgO3", "BeSiOFN", "AlZnN3", "AlLiO2S", "MgSiOFN", "MgSiO3", "CaZrO3", "BaTaO2N", "BaNbO2N", "KSbO3"}
 MESHES = {"5 with Γ": OXIDES, "10 without Γ": OTHERS}
 CUTOFFS = {"SrSnO3": (OXIDES, (400, 800))}                             # eV, beside that of the profile
-LEAST, WANTED = 1.0, 24                                                # eV, smallest direct gap of a validation material; how many
+LEAST, WANTED = 1.0, 26                                                # eV, smallest direct gap of a validation material; how many
 LIGHT = {8: 120, 4: 90}                                                # most electrons of a validation cell with so many operations
 HEAVY = {*range(57, 72)}                                               # La and the lanthanides have no GLLB-SC setup
 
