@@ -301,7 +301,7 @@ def load(name, profile, store=STORE):
 FIGURE4 = ("KTaSe3", "BaHfSe3", "LaScSe3", "YbScSe3", "LaBiTe3", "YbMnSe3", "TmMnSe3", "YbFeSe3", "YbCoSe3")
 CONVERGED = ("BaHfSe3", "LaScSe3")                                      # also in `paper`: what the cheaper settings cost
 DIVALENT = "YbScSe3"                                                     # with Yb 2+ as well: which one has the paper's gap?
-REST = ("RbTaSe3", "RbNbSe3", "NaTaSe3", "YbYSe3", "KSnI3", "CsPbI3", "BaZrTe3")   # of Table S1, with the setups that GPAW has
+REST = ("RbTaSe3", "RbNbSe3", "NaTaSe3", "YbYSe3", "KSnI3", "CsPbI3", "BaZrTe3", "YbTaO3", "EuTaO3", "EuCoO3")   # of Table S1
 
 
 def cubic_start(formula):
