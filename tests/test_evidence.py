@@ -4,9 +4,10 @@ import json
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 
-from meidnet_core import dft, evidence, hull, phonons, plots_physics, relax, repair
+from meidnet_core import dft, evidence, hull, phonons, plots_physics, relax, repair, results
 
 matplotlib.use("Agg")
 
@@ -27,7 +28,7 @@ def result(**words):
 
 def test_paper_gaps_are_those_of_the_tables():
     before, after = evidence.paper_gaps("before"), evidence.paper_gaps("after")
-    assert before["KTaSe3"] == 0 and before["YbScSe3"] == 0.63 and before["CsPbI3"] == 1.48 and len(before) == 16
+    assert before["KTaSe3"] == 0 and before["YbScSe3"] == 0.63 and before["CsPbI3"] == 1.48 and len(before) == 19
     assert after["KTaSe3"] == 0.68 and after["YbMnSe3"] == 1.98 and len(after) == 9
 
 
@@ -39,6 +40,18 @@ def test_gaps_answer_their_rows():
     assert metrics["BaHfSe3_direct"] == 0.7 and metrics["KTaSe3_metal"] == 1
     after, _ = evidence.gap_claims({"KTaSe3": {"gap": gap(0.6, 0.6)}}, "after", "PBE")
     assert {k: c["value"] for k, c in after.items()} == {"ts2.ktase3.gap": 0.6, "f5.ktase3.direct": 1}
+
+
+def test_targets_against_gaps_say_how_many_materials():
+    table = pd.read_csv(results.REFERENCE.parent / "table_s1_formulas.csv")
+    found = {f: {"gap": {"indirect": t - 0.5}} for f, t in zip(table.formula, table.target_gap_ev)}
+    claims = evidence.target_claims(found, "PBE")
+    assert claims["ts1.gap_dft_mae"] == {"value": pytest.approx(0.5), "split": "19 of 19 materials, PBE"}
+    assert claims["ts1.below_target"]["value"] == 19
+    found.pop("RbTaSe3")
+    claims = evidence.target_claims(found, "PBE")
+    assert "ts1.below_target" not in claims and claims["ts1.gap_dft_mae"]["split"].startswith("18 of 19")
+    assert not evidence.target_claims(dict(list(found.items())[:11]), "PBE")
 
 
 def test_bands_of_a_polymorph_that_is_no_longer_chosen_are_left_out(tmp_path, monkeypatch):

@@ -1,10 +1,12 @@
 """Stable, unique, novel: counting, matching, intervals."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from meidnet_core import checkpoint, crystal, experiments, hull, stability, sun
+from meidnet_core import checkpoint, crystal, experiments, hull, results, stability, sun
 
 
 def relaxed(a, *symbols, frac=crystal.PEROVSKITE):
@@ -66,3 +68,13 @@ def test_agreement_at_a_threshold():
 def test_columns_are_plain_json():
     frame = pd.DataFrame({"a": [1.23456, np.nan], "b": ["x", "y"], "c": [True, False]})
     assert sun.columns(frame, "a b c") == {"a": [1.2346, None], "b": ["x", "y"], "c": [True, False]}
+
+
+def test_gaps_of_table_s1_stand_beside_the_papers():
+    run = json.loads((results.RESULTS / "table-s1-gaps" / "cgcnn.json").read_text())
+    rows = stability.gap_table(run["metrics"]).set_index("formula")
+    assert len(rows) == 19 and rows.loc["KTaSe3", "paper, PBE"] == 0 and rows.loc["CsPbI3", "paper, PBE"] == 1.48
+    off = (rows["CGCNN of OQMD, PBE"] - rows["target"]).abs().mean()
+    assert off == pytest.approx(run["metrics"]["mae_target"]) and run["claims"]["ts1.ksni3.gap_cgcnn"]["value"] == run["metrics"]["KSnI3"]
+    with pytest.raises(FileNotFoundError, match="stability paper --potential none"):
+        stability.stored_constant("KTaSe3", "none")
