@@ -192,8 +192,8 @@ def competing(elements, limit=0.05):
     return [c for c, l, s in zip(cells, labels, systems) if s <= frozenset(elements) and not l[2] > limit]
 
 
-def self_diagram(elements, path, potential, **options):
-    """PhaseDiagram in total energies of one potential; phases are relaxed once and kept in `path`.
+def self_diagram(elements, path, potential, limit=0.05, **options):
+    """PhaseDiagram in total energies of one potential; phases (of `competing`) are relaxed once and kept in `path`.
 
     Elements that MP-20 lacks come from the uncorrected DFT references. HullError when a phase has no energy.
     """
@@ -201,7 +201,7 @@ def self_diagram(elements, path, potential, **options):
     from pymatgen.core import Composition
 
     from .relax import relax_all
-    rows = relax_all(competing(elements), path, potential, **options)["ideal"]
+    rows = relax_all(competing(elements, limit), path, potential, **options)["ideal"]
     entries = [PDEntry(Composition("".join(r["symbols"])), r["energy_per_atom"] * len(r["symbols"]))
                for r in rows if r["energy_per_atom"] is not None]
     have = {e.composition.elements[0].symbol for e in entries if e.is_element}

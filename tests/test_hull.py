@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from meidnet_core import hull, relax, results
+from meidnet_core import hull, relax, results, stability
 from meidnet_core.hull import HullError
 
 # eV/atom: a made-up system Li-O with one ternary-free hull: Li2O (-2.0) on it, LiO (-1.4) above it
@@ -110,6 +110,9 @@ def test_hull_of_the_potentials_own(table, tmp_path, monkeypatch):
     assert {e.composition.reduced_formula for e in diagram.all_entries} == {"Li", "Li2O", "O2"}
     got = hull.self_above({"symbols": ["Li", "O"], "energy_per_atom": -4.5}, diagram)
     assert got == pytest.approx(-4.5 - (0.75 * -5.0 + 0.25 * -4.9))
+    rows = [{"symbols": ["Li", "O"], "energy_per_atom": -4.5}, {"symbols": ["Li", "O"], "energy_per_atom": None}]
+    one, none = stability.above_own(rows, "sevennet-0", processes=1)
+    assert one == pytest.approx(got) and np.isnan(none)
 
 
 def test_api_needs_a_key_and_corrects_the_candidate(monkeypatch):
