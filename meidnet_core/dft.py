@@ -21,7 +21,7 @@ import numpy as np
 from .gpaw_job import read
 from .results import ROOT, _write_atomic
 
-CUBE = 5.2                     # angstrom
+CUBE, LARGE = 5.2, 10          # angstrom; atoms beyond which a band path gets half of its points
 STORE, WORK = ROOT / "data" / "dft", ROOT / "runs" / "dft"
 ARRAYS = ("bands", "dos")
 
@@ -131,6 +131,8 @@ def joined_labels(distance, names):
 
 def prepare(cell, settings, kind="pbe", moments=True, setups=None):
     """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}."""
+    if kind == "polymorph" and len(cell[1]) > LARGE:                   # a long calculation along a short path
+        settings = replace(settings, path_points=settings.path_points // 2)
     cell, path = band_path(cell, settings.path_points) if settings.path_points else (cell, None)
     settings = for_cell(settings, cell[0]) if kind == "polymorph" else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
@@ -223,7 +225,7 @@ def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=No
     found = load(name, profile, store)
     if found and found["status"] == "ok":
         _check_same(found["cell"], cell, name)
-        plain = lambda s: {k: v for k, v in s.items() if "kpts" not in k}           # meshes of polymorphs follow their cells
+        plain = lambda s: {k: v for k, v in s.items() if "kpts" not in k and k != "path_points"}    # polymorphs: as their cells allow
         if plain(found["settings"]) != plain(asdict(PROFILES[profile])):
             raise DFTError(f"{name}: the stored result has other settings than the profile {profile}; delete it")
         return found
