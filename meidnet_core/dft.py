@@ -21,7 +21,7 @@ import numpy as np
 from .gpaw_job import read
 from .results import ROOT, _write_atomic
 
-CUBE, LARGE = 5.2, 10          # angstrom; atoms beyond which a band path gets half of its points
+CUBE, LARGE = 5.2, 10          # angstrom; atoms beyond which a band path gets two thirds of its points
 STORE, WORK = ROOT / "data" / "dft", ROOT / "runs" / "dft"
 ARRAYS = ("bands", "dos")
 
@@ -132,7 +132,7 @@ def joined_labels(distance, names):
 def prepare(cell, settings, kind="pbe", moments=True, setups=None):
     """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}."""
     if kind == "polymorph" and len(cell[1]) > LARGE:                   # a long calculation along a short path
-        settings = replace(settings, path_points=settings.path_points // 2)
+        settings = replace(settings, path_points=2 * settings.path_points // 3)
     cell, path = band_path(cell, settings.path_points) if settings.path_points else (cell, None)
     settings = for_cell(settings, cell[0]) if kind == "polymorph" else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
