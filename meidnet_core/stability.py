@@ -131,6 +131,23 @@ def validate(potential, seed=0, own=False, **options):
                              split="cubic cells, half of them within 0.1 eV/atom of the OQMD hull")
 
 
+def validation_table(runs):
+    """How well potentials and hulls tell known ABX3 apart: a DataFrame of the stored runs {"hull-fit/...": run, "hull-validation/...": run}."""
+    import pandas as pd
+    rows = []
+    for key, run in runs.items():
+        if key.startswith("hull-validation/"):
+            v, own = run["metrics"], run["config"]["hull"] == "self"
+            f = {} if own else runs[f"hull-fit/{run['config']['potential']}"]["metrics"]
+            meV = lambda value: None if value is None else 1000 * value
+            rows.append({"potential": run["config"]["potential"], "hull": "its own" if own else "list", "known ABX3": run["n"],
+                         "fit: MAE before": meV(f.get("mae_before")), "after": meV(f.get("mae_after")),
+                         "SrTiO3 above hull": meV(f.get("srtio3_e_above_hull")), "MAE against OQMD (meV/atom)": meV(v["mae"]),
+                         "right at 0 (%)": v["accuracy_at_0"], "right at 0.1 (%)": v["accuracy_at_0.1"],
+                         "precision at 0.1 (%)": v.get("precision_at_0.1"), "recall at 0.1 (%)": v.get("recall_at_0.1")})
+    return pd.DataFrame(rows)
+
+
 def above_own(rows, potential, **options):
     """(M,) eV/atom of relaxed rows above hulls of the potential's own; NaN without an energy.
 
