@@ -132,7 +132,7 @@ def validate(potential, seed=0, own=False, **options):
 
 
 def validation_table(runs):
-    """How well potentials and hulls tell known ABX3 apart: a DataFrame of the stored runs {"hull-fit/...": run, "hull-validation/...": run}."""
+    """How well potentials and hulls place known ABX3: a DataFrame; runs {"hull-fit/...": run, "hull-validation/...": run}."""
     import pandas as pd
     rows = []
     for key, run in runs.items():
