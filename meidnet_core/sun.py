@@ -18,6 +18,7 @@ from .config import EXTENDED
 
 GAPS, PER_TARGET, ENTHALPY = (0.8, 1.0, 1.2, 1.5), 35, -0.025        # the paper's request: eV, candidates each, eV/atom
 THRESHOLDS = {"100": 0.1, "0": 0.0}                                  # meV/atom: eV/atom
+BATCH = 7                                                            # candidates of a method with feedback that are chosen at a time
 DRAWN = 15                                                           # structures that notebook 11 draws
 REFERENCES = ("training", "mp_20", "list", "oqmd")
 CLAIMS = {"f3b.sun": "sun_100_training", "f3b.sun_count": "count_100_training"}
@@ -90,9 +91,35 @@ def gather(tool, method, seed=0, per_target=PER_TARGET, **options):
         p = tool.propose(method, wanted, per_target, seed, avoid=taken, **options)
         taken |= candidates.seen(p.crystals)
         cells += matching.true_cells(p.crystals)
-        read = {l: p.mean[:, i] for i, l in enumerate(tool.labels)} | {f"{l}_sd": p.spread[:, i] for i, l in enumerate(tool.labels)}
-        first = {"formula": formulas(p.crystals), "target": next(iter(wanted.values())), "confidence": p.confidence}
-        tables.append(pd.DataFrame(first | read))
+        tables.append(described(tool, p, wanted))
+    return cells, pd.concat(tables, ignore_index=True)
+
+
+def described(tool, p, wanted):
+    """DataFrame of what is known of a Proposal before relaxation."""
+    import pandas as pd
+    read = {l: p.mean[:, i] for i, l in enumerate(tool.labels)} | {f"{l}_sd": p.spread[:, i] for i, l in enumerate(tool.labels)}
+    return pd.DataFrame({"formula": formulas(p.crystals), "target": next(iter(wanted.values())), "confidence": p.confidence} | read)
+
+
+def gather_with_feedback(tool, method, seed=0, per_target=PER_TARGET, measure=None, batch=BATCH):
+    """As `gather`, but chosen `batch` by batch: what a batch taught about its elements shifts the predicted stability of the next.
+
+    measure(cells) -> e_above_hull (eV/atom, NaN: none) of relaxed cells. The budget is the same: nothing else is relaxed.
+    """
+    import pandas as pd
+    cells, tables, taken, known, lesson = [], [], set(), [], None
+    for wanted in targets(method):
+        found = tool.search(candidates.FEEDBACK[method], wanted, seed)
+        for size in [min(batch, per_target - k) for k in range(0, per_target, batch)]:
+            free = np.array([candidates.data.composition_key(z) not in taken for z in found.crystals.numbers], bool)
+            p = tool.ranked(found.select(free), wanted, size, lesson)
+            taken |= candidates.seen(p.crystals) if len(p.mean) else set()
+            cells += matching.true_cells(p.crystals)
+            tables.append(described(tool, p, wanted))
+            residual = np.array(measure(cells[-len(p.mean):] if len(p.mean) else []), float) - p.column("stability")
+            known += [(z, r) for z, r in zip(p.crystals.numbers, residual) if np.isfinite(r)]
+            lesson = candidates.Lesson(*map(np.array, zip(*known))) if len(known) >= batch else None
     return cells, pd.concat(tables, ignore_index=True)
 
 
@@ -138,10 +165,15 @@ def interval(count, n, level=0.95):
 def run(tool, method, seed, potential="sevennet-0", per_target=PER_TARGET, tag="", **options):
     """One method and seed: propose, relax, place, count; writes data/results/sun-<method><tag>/seed<seed>.json, returns the table."""
     start, budget = time.time(), per_target * len(GAPS)
-    cells, table = gather(tool, method, seed, per_target)
+    correction = hull.corrections(potential)
+    relaxed = lambda cells: relax.relax_all(cells, hull.default_path(potential, "cells"), potential, **options)["ideal"]
+    if method in candidates.FEEDBACK:
+        measure = lambda cells: [hull.e_above_hull(r, correction)["e_above_hull"] for r in relaxed(cells)]
+        cells, table = gather_with_feedback(tool, method, seed, per_target, measure)
+    else:
+        cells, table = gather(tool, method, seed, per_target)
     seconds = time.time() - start
-    rows = relax.relax_all(cells, hull.default_path(potential, "cells"), potential, **options)["ideal"]
-    table = judge(cells, table, rows, hull.corrections(potential))
+    table = judge(cells, table, relaxed(cells), correction)
     m = rates(table, budget) | {"seconds_propose": seconds}
     claims = {c: m[k] for c, k in CLAIMS.items()} if method == "ours" and not tag else {}
     curve = columns(table, "formula target pbe_gap dir_gap heat_all stability e_above_hull unique new_training new_anywhere status")
@@ -236,7 +268,7 @@ def export(tool, folder=None, potential="sevennet-0", limit=0.1, **options):
     return chosen
 
 
-def stored(experiment="sun", tag="", methods=candidates.METHODS):
+def stored(experiment="sun", tag="", methods=(*candidates.METHODS, *candidates.FEEDBACK)):
     """{method: runs ordered by seed} from data/results/<experiment>-<method><tag>; methods without runs are left out."""
     found = results.read_runs(results.RESULTS)
     groups = {m: sorted((r for r in found if r["experiment"] == f"{experiment}-{m}{tag}"), key=lambda r: r["seed"]) for m in methods}
@@ -268,7 +300,8 @@ def done(experiment, seed):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=list(candidates.METHODS), choices=candidates.METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(candidates.METHODS),
+                        choices=[*candidates.METHODS, *candidates.FEEDBACK])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--potential", default="sevennet-0")
     parser.add_argument("--everywhere", action="store_true", help="propose only formulas that no reference holds (results in sun-*-new)")

@@ -124,6 +124,25 @@ def test_ranking_prefers_stable_and_on_target(tool):
     assert formulas(tool.ranked(fake, {"pbe_gap": 1.0}, 3))[0] == formulas(pool)[1]
 
 
+def test_a_lesson_learns_the_elements_that_were_wrong():
+    rng = np.random.default_rng(0)
+    z = np.array([[a, b, x, x, x] for a in (19, 37, 55) for b in (12, 20, 22, 40) for x in (8, 9, 17)], np.int16)
+    wrong = 0.4 * (z[:, 1] == 22) - 0.2 * (z[:, 2] == 9)             # Ti on B too stable as predicted, fluorides not enough
+    chosen = rng.permutation(len(z))[:20]
+    lesson = candidates.Lesson(z[chosen], wrong[chosen] + 0.01 * rng.normal(size=20))
+    others = np.setdiff1d(np.arange(len(z)), chosen)
+    assert np.abs(lesson(z[others]) - wrong[others]).mean() < 0.03
+    noise = candidates.Lesson(z[chosen], rng.normal(size=20))
+    assert noise.ridge > lesson.ridge and lesson.ridge == min(candidates.Lesson.RIDGES)
+
+
+def test_a_lesson_changes_the_ranking(tool):
+    pool = tool.pool(True)
+    worse = lambda z: 10.0 * (z[:, 2] == crystal.atomic_number("O"))
+    got = tool.ranked(pool, {"pbe_gap": 1.0}, 10, worse)
+    assert not (got.crystals.numbers == crystal.atomic_number("O")).any()
+
+
 def test_decoded_geometry_or_the_ideal_cube(tool, train):
     z = tool.moved({"pbe_gap": 1.0}, 64, 4)
     free = Designer(tool.models, train)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from meidnet_core import checkpoint, crystal, experiments, hull, results, stability, sun
+from meidnet_core import candidates, checkpoint, crystal, experiments, hull, oqmd, results, stability, sun
 
 
 def relaxed(a, *symbols, frac=crystal.PEROVSKITE):
@@ -78,3 +78,23 @@ def test_gaps_of_table_s1_stand_beside_the_papers():
     assert off == pytest.approx(run["metrics"]["mae_target"]) and run["claims"]["ts1.ksni3.gap_cgcnn"]["value"] == run["metrics"]["KSnI3"]
     with pytest.raises(FileNotFoundError, match="stability paper --potential none"):
         stability.stored_constant("KTaSe3", "none")
+
+
+def test_feedback_keeps_the_budget_and_learns(monkeypatch):
+    numbers = np.array([[a, b, x, x, x] for a in (19, 37, 55, 56) for b in (12, 20, 22, 40, 50) for x in (8, 9, 17)], np.int16)
+    pool = candidates.ideal(numbers, lambda z: np.full(len(z), 4.0))
+    mean = np.zeros((len(numbers), len(oqmd.LABELS)))
+    mean[:, list(oqmd.LABELS).index("stability")] = 0.001 * np.arange(len(numbers))
+    everything = candidates.Proposal(pool, mean, np.zeros_like(mean), np.full(len(mean), np.nan))
+    tool = candidates.Designer.__new__(candidates.Designer)
+    tool.labels, tool.tolerance, tool.search, calls = list(oqmd.LABELS), 0.1, lambda *a: everything, []
+
+    def measure(cells):                                              # chlorides turn out bad, one relaxation fails
+        calls.append(len(cells))
+        return [np.nan if len(calls) == 1 and i == 0 else 1.0 * ("Cl" in c[1]) for i, c in enumerate(cells)]
+
+    monkeypatch.setattr(sun, "GAPS", (0.8, 1.0))
+    cells, table = sun.gather_with_feedback(tool, "ours-feedback", 0, 10, measure, batch=4)
+    assert calls == [4, 4, 2, 4, 4, 2] and len(cells) == len(table) == 20
+    assert len(set(table.formula)) == 20 and table.target.tolist() == [0.8] * 10 + [1.0] * 10
+    assert sum("Cl" in f for f in table.formula[:4]) >= 1 and not any("Cl" in f for f in table.formula[8:])
