@@ -17,6 +17,7 @@ import numpy as np
 
 STRAINS = (-0.02, -0.01, 0.0, 0.01, 0.02)      # of the lattice constant, five points of the equation of state; more at an edge
 MOST = 9                                       # points of an equation of state
+EMPTY = 14                                     # empty bands at most: in large cells the highest would take most of the time
 TINY_GAP = 0.1                                 # eV; below this Kohn-Sham gap the discontinuity means nothing
 WINDOW = (-8.0, 8.0)                           # eV around the Fermi level, of the density of states
 
@@ -120,9 +121,9 @@ def fixed(job, folder, step, kpts, extra):
     """Eigenvalues at other k-points in the fixed density of the self-consistent run; the `extra` highest bands are a buffer."""
     from gpaw import GPAW
     occupied = int(np.ceil(read(folder, "scf")["electrons"] / 2))
-    empty = max(8, occupied // 3)
+    empty = min(max(8, occupied // 3), EMPTY)
     ground = GPAW(folder / "scf.gpw", txt=None)
-    fixed = ground.fixed_density(kpts=kpts, nbands=occupied + empty + extra, convergence={"bands": occupied + empty, "eigenstates": 1e-6},
+    fixed = ground.fixed_density(kpts=kpts, nbands=occupied + empty + max(extra, occupied // 5), convergence={"bands": occupied + empty, "eigenstates": 1e-6},
                                  maxiter=200, symmetry="off" if step == "bands" else {}, txt=str(folder / f"{step}.txt"))
     return ground, fixed, occupied + empty
 
