@@ -118,13 +118,14 @@ def scf(job, folder):
 
 
 def fixed(job, folder, step, kpts, extra):
-    """Eigenvalues at other k-points in the fixed density of the self-consistent run; the `extra` highest bands are a buffer."""
+    """Eigenvalues at other k-points in the fixed density of the self-consistent run; the highest bands, `extra` or more, are a buffer."""
     from gpaw import GPAW
     occupied = int(np.ceil(read(folder, "scf")["electrons"] / 2))
     empty = min(max(8, occupied // 3), EMPTY)
     ground = GPAW(folder / "scf.gpw", txt=None)
-    fixed = ground.fixed_density(kpts=kpts, nbands=occupied + empty + max(extra, occupied // 5), convergence={"bands": occupied + empty, "eigenstates": 1e-6},
-                                 maxiter=200, symmetry="off" if step == "bands" else {}, txt=str(folder / f"{step}.txt"))
+    fixed = ground.fixed_density(kpts=kpts, nbands=occupied + empty + max(extra, occupied // 5), maxiter=200,
+                                 convergence={"bands": occupied + empty, "eigenstates": 1e-6}, symmetry="off" if step == "bands" else {},
+                                 txt=str(folder / f"{step}.txt"))
     return ground, fixed, occupied + empty
 
 
