@@ -162,6 +162,12 @@ def interval(count, n, level=0.95):
     return 100 * float(low), 100 * float(high)
 
 
+def against(ours, other):
+    """above | below | not distinguishable from: do the 95 % intervals of two rates, (count, budget) each, lie apart?"""
+    (low, high), (other_low, other_high) = interval(*ours), interval(*other)
+    return "above" if low > other_high else "below" if high < other_low else "not distinguishable from"
+
+
 def run(tool, method, seed, potential="sevennet-0", per_target=PER_TARGET, tag="", **options):
     """One method and seed: propose, relax, place, count; writes data/results/sun-<method><tag>/seed<seed>.json, returns the table."""
     start, budget = time.time(), per_target * len(GAPS)

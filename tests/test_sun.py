@@ -53,6 +53,11 @@ def test_interval_of_a_rate():
     assert sun.interval(0, 10)[0] == 0 and sun.interval(10, 10)[1] == 100
 
 
+def test_rates_are_apart_or_not():
+    assert sun.against((90, 140), (60, 140)) == "above" and sun.against((60, 140), (90, 140)) == "below"
+    assert sun.against((85, 140), (80, 140)) == "not distinguishable from"
+
+
 def test_without_a_model_the_designer_says_how_to_get_one(monkeypatch, tmp_path):
     monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="experiments extended"):
