@@ -3,13 +3,14 @@
 Labels of different theory stay apart: the set has a column for each, NaN where a source has none. Splits go by composition.
 """
 
+import warnings
 from functools import lru_cache
 
 import numpy as np
 
 from . import crystal, data
 from .data import CrystalSet
-from .sources import DataError, mirror
+from .sources import DataError, MissingTable, mirror
 
 # label column -> level of theory
 LABELS = data.LABELS["perov_5"] | {
@@ -49,9 +50,19 @@ def perovskite_sites(text):
 
 
 @lru_cache(None)
-def cubic():
-    """All cubic perovskite cells of the table as one CrystalSet; of equal arrangements the one of lowest energy."""
-    table = read_table()
+def cubic(stand_in=False):
+    """All cubic perovskite cells of the table as one CrystalSet; of equal arrangements the one of lowest energy.
+
+    stand_in: where the table is not there, the cells of data/abx3_relaxed.csv, without labels and with a warning.
+    """
+    try:
+        table = read_table()
+    except MissingTable as error:
+        if not stand_in:
+            raise
+        from . import own_cells
+        warnings.warn(f"{str(error).split(':')[0]} is not there: cells of data/abx3_relaxed.csv stand in for it", stacklevel=2)
+        return own_cells.load()
     table = table[(table.natoms == 5) & (table.spacegroup == "Pm-3m")].sort_values("delta_e", kind="stable")
     sites = [perovskite_sites(s) for s in table.sites]
     first = {tuple(z): i for i, z in reversed(list(enumerate(sites))) if z}
@@ -84,18 +95,19 @@ def widened(crystals):
     return CrystalSet(crystals.name, crystals.split, tuple(LABELS), crystals.ids, **arrays)
 
 
-def part(split, seed=0):
+def part(split, seed=0, stand_in=False):
     """The cubic cells of one split: 80/10/10 by composition, another draw for another seed."""
-    everything, (low, high) = cubic(), SHARES[split]
+    everything, (low, high) = cubic(stand_in), SHARES[split]
     place = position(everything.numbers, seed)
     return everything.select((place >= low) & (place < high), split)
 
 
-def load(split, seed=0):
+def load(split, seed=0, stand_in=False):
     """One split of the union. OQMD by composition, 80/10/10; of Perov-5 the CDVAE split, `train` without the compositions
-    that OQMD's val and test hold: nothing about a held-out OQMD composition is seen in training, whatever the theory."""
+    that OQMD's val and test hold: nothing about a held-out OQMD composition is seen in training, whatever the theory.
+    stand_in: see `cubic`; for what needs cells and no labels."""
     perov = data.load("perov_5", split)
     if split == "train":
-        held_out = {data.composition_key(z) for s in ("val", "test") for z in part(s, seed).numbers}
+        held_out = {data.composition_key(z) for s in ("val", "test") for z in part(s, seed, stand_in).numbers}
         perov = perov.select(np.array([data.composition_key(z) not in held_out for z in perov.numbers]))
-    return data.concatenate([widened(perov), part(split, seed)], split)
+    return data.concatenate([widened(perov), part(split, seed, stand_in)], split)

@@ -17,6 +17,10 @@ class DataError(ValueError):
     """A data file is missing, altered or unreadable; the message names file, row and cure."""
 
 
+class MissingTable(DataError):
+    """A table that only a mirror folder holds is not there."""
+
+
 def registry():
     """Known files: {'perov_5/train': {'sha256', 'rows', 'fingerprint'}}, see data/README of the repository."""
     return json.loads((Path(__file__).parent / "registry.json").read_text())
@@ -40,12 +44,12 @@ def locate(name, split):
 
 
 def mirror(name, file, suffix=".csv.gz"):
-    """Path of a table that only a mirror folder holds, `name`/`file``suffix`. DataError says where it was looked for."""
+    """Path of a table that only a mirror folder holds, `name`/`file``suffix`. MissingTable says where it was looked for."""
     folder = os.environ.get("MEIDNET_DATA_MIRROR")
     path = Path(folder or ".") / name / f"{file}{suffix}"
     if not folder or not path.exists():
-        raise DataError(f"{name}/{file}{suffix}: not found in MEIDNET_DATA_MIRROR={folder}. This table has no public download: "
-                        "point MEIDNET_DATA_MIRROR at the folder that holds it.")
+        raise MissingTable(f"{name}/{file}{suffix}: not found in MEIDNET_DATA_MIRROR={folder}. This table has no public download: "
+                           "point MEIDNET_DATA_MIRROR at the folder that holds it.")
     return check_bytes(path, registry().get(f"{name}/{file}", {}))
 
 

@@ -37,7 +37,7 @@ def designer(seeds=(0, 1, 2), **options):
     models = [f[0] for f in found if f]
     if not models:
         raise checkpoint.CheckpointError(f"{experiments.CHECKPOINTS}: no extended model; run `python -m meidnet_core.experiments extended`")
-    return candidates.Designer(models, oqmd.load("train"), **options)
+    return candidates.Designer(models, oqmd.load("train", stand_in=True), **options)
 
 
 # ---- novelty ------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_splits_share_no_composition_and_training_forgets_what_is_held_out(monke
     numbers = np.array([[a, b, 8, 8, 8] for a in metals for b in metals if a != b], np.int16)
     everything = oqmd.cells("oqmd_abx3", "all", [str(i) for i in range(len(numbers))], numbers, np.full(len(numbers), 4.0),
                             rng.random((len(numbers), 5)))
-    monkeypatch.setattr(oqmd, "cubic", lambda: everything)
+    monkeypatch.setattr(oqmd, "cubic", lambda stand_in=False: everything)
     monkeypatch.setattr(data, "load", lambda name, split: everything.select(slice(None), split))      # Perov-5, the same compositions
     place, keys = oqmd.position(numbers), [data.composition_key(z) for z in numbers]
     own = {s: {k for k, p in zip(keys, place) if low <= p < high} for s, (low, high) in oqmd.SHARES.items()}

@@ -1,0 +1,59 @@
+"""Cells relaxed by this project: what counts as one, what stands in for OQMD, bad files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from meidnet_core import crystal, hull, oqmd, own_cells
+from meidnet_core.candidates import CubicConstant
+from meidnet_core.sources import DataError, MissingTable
+
+
+def row(symbols, a=4.0, **words):
+    plain = {"key": "".join(symbols) + str(a), "potential": "sevennet-0", "start": "ideal", "symbols": symbols, "status": "ok", "steps": 3,
+             "energy_per_atom": -5.0, "lattice": [a, a, a, 90.0, 90.0, 90.0], "volume": a**3 / 5, "frac": crystal.PEROVSKITE.tolist()}
+    return plain | words
+
+
+def test_only_relaxed_cubic_cells_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(hull, "corrections", lambda potential: np.zeros(len(hull.TERMS)))
+    monkeypatch.setattr(hull, "e_above_hull", lambda r, c: {"e_above_hull": 0.05})
+    sto, moved = ["Sr", "Ti", "O", "O", "O"], (crystal.PEROVSKITE + 0.01 * np.eye(5, 3)).tolist()
+    rows = [row(sto), row(["Ba", "Ti", "O", "O", "O"], start="rattled"), row(["K", "Ta", "O", "O", "O"], frac=moved),
+            row(["Ca", "Ti", "O", "O", "O"], status="exploded: volume x 9"), row(["Na", "Cl"]), row(["Cs", "Pb", "I", "I", "I"], 6.3),
+            row(["Rb", "Pb", "I", "I", "I"], lattice=[6.2, 6.2, 6.3, 90, 90, 90])]
+    (tmp_path / "cells.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{half a line")
+    found = own_cells.table("sevennet-0", tmp_path / "cells.jsonl")
+    assert found[["A", "B", "X"]].to_numpy().tolist() == [["Cs", "Pb", "I"], ["Sr", "Ti", "O"]]
+    assert found.a.tolist() == [6.3, 4.0] and list(found) == own_cells.COLUMNS
+    found.to_csv(tmp_path / "t.csv", index=False)
+    cells = own_cells.load(tmp_path / "t.csv")
+    assert [cells.formula(i) for i in range(2)] == ["CsPbI3", "SrTiO3"] and np.isnan(cells.labels).all()
+
+
+HEAD = ",".join(own_cells.COLUMNS) + "\n"
+
+
+@pytest.mark.parametrize("text, reason", [("A,B,X,a\nSr,Ti,O,3.9\n", "column energy_per_atom"), (HEAD, "no rows"),
+                                          (HEAD + "Sr,Xx,O,3.9,-5,0,p\n", "unknown element")])
+def test_bad_files_are_named(tmp_path, text, reason):
+    path = tmp_path / "t.csv"
+    with pytest.raises(DataError, match="t.csv: not there"):
+        own_cells.load(path)
+    path.write_text(text)
+    with pytest.raises(DataError, match=f"t.csv: .*{reason}"):
+        own_cells.load(path)
+
+
+def test_committed_cells_stand_in_for_oqmd(monkeypatch, tmp_path):
+    monkeypatch.setenv("MEIDNET_DATA_MIRROR", str(tmp_path))
+    oqmd.cubic.cache_clear()
+    with pytest.raises(MissingTable):
+        oqmd.cubic()
+    with pytest.warns(UserWarning, match="data/abx3_relaxed.csv stand in"):
+        cells = oqmd.cubic(stand_in=True)
+    oqmd.cubic.cache_clear()
+    assert len(cells) > 200 and np.isnan(cells.labels).all()
+    error = CubicConstant(cells)(cells.numbers) - cells.lattice[:, 0]
+    assert np.abs(error).mean() < 0.1
