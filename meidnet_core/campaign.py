@@ -146,7 +146,9 @@ def trained(cfg, splits, cells=None, checkpoint=None, progress=False, device="au
 
 def same_run(cfg):
     """The stored run of exactly this configuration and seed, or None: campaigns share it."""
-    return next((r for r in results.read_runs(results.RESULTS) if "curve" in r and Config.from_dict(r["config"]) == cfg), None)
+    ours = cfg.to_dict()                                               # a run file may be older than the newest fields
+    match = lambda c: c.keys() <= ours.keys() and "epochs" in c and Config.from_dict(c) == cfg
+    return next((r for r in results.read_runs(results.RESULTS) if "curve" in r and match(r["config"])), None)
 
 
 def tested(model, splits):
