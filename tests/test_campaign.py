@@ -73,10 +73,6 @@ def test_unknown_campaign_is_named():
         campaign.table("fusoin")
 
 
-def original_of(path):
-    return json.loads(path.read_text())
-
-
 # ---- runs ---------------------------------------------------------------------------------------
 
 
@@ -91,7 +87,8 @@ def test_a_campaign_is_resumed_and_shares_equal_runs(place, small, capsys):
     assert all(f.stat().st_mtime_ns == before[f] for f in trained)                     # not trained again
     other = place / "gllbsc" / "a.json"                                                # other chapters keep curves as well
     other.parent.mkdir()
-    other.write_text(json.dumps(original_of(files[0]) | {"config": {"potential": "p", "epochs": 1}, "curve": {}, "experiment": "gllbsc", "run": "a"}))
+    changes = {"config": {"potential": "p", "epochs": 1}, "curve": {}, "experiment": "gllbsc", "run": "a"}
+    other.write_text(json.dumps(json.loads(files[0].read_text()) | changes))
     entry = next(e for e in campaign.table("curriculum", small, 1) if e.experiment == "curriculum-none")
     shared = json.loads(campaign.execute(entry, None).read_text())                     # no data needed: it is there already
     original = json.loads((place / "fusion-ef" / "seed0.json").read_text())
