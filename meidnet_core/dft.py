@@ -328,13 +328,14 @@ def main():
     parser.add_argument("what", choices=["figure4", "tables1", "repaired", "divalent"])
     parser.add_argument("--profile", choices=["quick", "paper"], default="quick")
     parser.add_argument("--materials", nargs="*")
+    parser.add_argument("--divalent", action="store_true", help="repaired: Yb 2+ (4f14 in the core), as <formula>-polymorph-divalent")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--timeout", type=float, help="seconds a material may take in this call; the next call goes on")
     args = parser.parse_args()
     after = args.what == "repaired"
-    other = {"Yb": frozen_4f("Yb", "2p")} if args.what == "divalent" else None
+    other = {"Yb": frozen_4f("Yb", "2p")} if args.divalent or args.what == "divalent" else None
     for f in args.materials or {"tables1": REST, "divalent": (DIVALENT,)}.get(args.what, FIGURE4):
-        cell, name = (polymorph(f), f"{f}-polymorph") if after else (cubic_start(f), f"{f}-divalent" if other else f)
+        cell, name = polymorph(f) if after else cubic_start(f), f + "-polymorph" * after + "-divalent" * bool(other)
         out = run(name, cell, args.profile, "polymorph" if after else "pbe", args.ranks, timeout=args.timeout, setups=other)
         print(name, out["status"], out.get("gap"), f"{out['seconds']:.0f} s", flush=True)
 
