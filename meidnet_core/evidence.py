@@ -37,10 +37,34 @@ def bands(names, profile="quick", suffix="", folder=None):
     """{formula: result of dft.run} of those that are stored with a gap; of polymorphs, those that the last search chose."""
     found = {f: dft.load(f + suffix, profile) for f in names}
     found = {f: r for f, r in found.items() if r and "gap" in r}
-    if suffix == "-polymorph":
+    if suffix.startswith("-polymorph"):
         chosen = polymorphs(folder=folder)
         found = {f: r for f, r in found.items() if f in chosen and dft.same_crystal(r["cell"], repair.cell_from(chosen[f]))}
     return found
+
+
+def repaired_bands(profile="quick"):
+    """{formula: dft result} of the polymorphs; of one whose anions form pairs, and so leave ytterbium 2+, that with 4f14 in the core."""
+    plain, divalent = (bands(dft.FIGURE4, profile, s) for s in ("-polymorph", "-polymorph-divalent"))
+    return plain | {f: r for f, r in divalent.items() if anion_pairs(r["cell"])[0] > 0}
+
+
+def anion_pairs(cell, stretch=1.15):
+    """Bonds X-X of an ABX3 cell a formula unit, charge (e) that they leave for A + B, shortest X-X distance (angstrom).
+
+    Atoms nearer than `stretch` times twice their covalent radius are a pair X2 2-; any other X is 2- (chalcogenides only).
+    """
+    from ase.data import atomic_numbers, covalent_radii
+
+    from .relax import to_atoms
+    x = max(set(cell[1]), key=list(cell[1]).count)
+    atoms = to_atoms(cell)
+    atoms = atoms[[i for i, e in enumerate(cell[1]) if e == x]].repeat((2, 2, 2))            # a cell may be one bond wide
+    d = atoms.get_all_distances(mic=True)
+    d = d[np.triu_indices(len(d), 1)]
+    units = len(atoms) / 3
+    pairs = float((d < stretch * 2 * covalent_radii[atomic_numbers[x]]).sum() / units)
+    return pairs, 2 * (3 - pairs), float(d.min())
 
 
 def paper_gaps(where):
@@ -93,6 +117,18 @@ def repair_table(found):
                      "gain (meV/atom)": 1000 * r["gain"] if r.get("gain") is not None else None, "lowest before (THz)": r["lowest_before"],
                      "lowest after (THz)": r.get("lowest_after"), "E_hull before": here.get("before"), "E_hull after": here.get("after"),
                      "paper: before": paper.get(first[0]), "paper: after": paper.get(first[1])})
+    return pd.DataFrame(rows)
+
+
+def charge_table(found):
+    """What the anions of the chosen polymorphs leave for the cations, {formula: result of repair.repair}."""
+    import pandas as pd
+    rows = []
+    for f, r in found.items():
+        if r.get("lattice"):
+            pairs, charge, shortest = anion_pairs(repair.cell_from(r))
+            rows.append({"material": f, "space group": r["spacegroup_after"], "shortest X-X (Å)": shortest, "bonds X-X a formula": pairs,
+                         "left for A + B (e)": charge, "gain (meV/atom)": 1000 * r["gain"]})
     return pd.DataFrame(rows)
 
 
@@ -181,10 +217,11 @@ def target_claims(found, theory):
 
 def write_gaps(profile="quick"):
     for where, suffix, names in (("before", "", (*dft.FIGURE4, *dft.REST)), ("after", "-polymorph", dft.FIGURE4)):
-        found = bands(names, profile, suffix)
+        found = repaired_bands(profile) if suffix else bands(names, profile)
         if not found:
             continue
-        theory = f"PBE, GPAW {profile}, {'equation of state' if where == 'before' else 'polymorph of ' + POTENTIAL}"
+        kind_of = "equation of state" if where == "before" else f"polymorph of {POTENTIAL}, Yb 2+ where X pair"
+        theory = f"PBE, GPAW {profile}, {kind_of}"
         claims, m = gap_claims(found, where, theory)
         claims |= target_claims(found, theory) if where == "before" else {}
         if where == "after" and set(FIGURE5) <= set(found):

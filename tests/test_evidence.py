@@ -64,6 +64,16 @@ def test_bands_of_a_polymorph_that_is_no_longer_chosen_are_left_out(tmp_path, mo
         assert list(evidence.bands([name])) == [name]
 
 
+def test_pairs_of_anions_leave_less_for_the_cations():
+    cubic = ([4.9] * 3 + [90.0] * 3, ["Yb", "Sc", "Se", "Se", "Se"], np.array([[0.5] * 3, [0] * 3, [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]]))
+    assert evidence.anion_pairs(cubic) == (0.0, 6.0, pytest.approx(4.9 / 2**0.5))
+    paired = cubic[0], cubic[1], cubic[2] + [[0] * 3, [0] * 3, [-0.07, 0.07, 0], [0.07, -0.07, 0], [0] * 3]
+    pairs, charge, shortest = evidence.anion_pairs(paired)             # two of three Se are 2.5 angstrom apart
+    assert pairs == 1 and charge == 4 and shortest == pytest.approx(4.9 * 0.36 * 2**0.5)
+    table = evidence.charge_table(evidence.polymorphs()).set_index("material")["left for A + B (e)"]
+    assert table["YbScSe3"] == 5 and table["YbMnSe3"] == 4 and table["LaScSe3"] == 6
+
+
 def test_difference_from_the_paper():
     found = {"KTaSe3": {"gap": gap(0, 0, True)}, "LaScSe3": {"gap": gap(0.92, 1.0)}}
     both = evidence.compared(found, "before")
