@@ -18,7 +18,7 @@ from .config import EXTENDED
 
 GAPS, PER_TARGET, ENTHALPY = (0.8, 1.0, 1.2, 1.5), 35, -0.025        # the paper's request: eV, candidates each, eV/atom
 THRESHOLDS = {"100": 0.1, "0": 0.0}                                  # meV/atom: eV/atom
-BATCH = 7                                                            # candidates of a method with feedback that are chosen at a time
+BATCH, FEEDBACK_STARTS = 7, 2048                                     # of methods with feedback: candidates chosen at a time, latents
 DRAWN = 15                                                           # structures that notebook 11 draws
 REFERENCES = ("training", "mp_20", "list", "oqmd")
 CLAIMS = {"f3b.sun": "sun_100_training", "f3b.sun_count": "count_100_training"}
@@ -110,7 +110,7 @@ def gather_with_feedback(tool, method, seed=0, per_target=PER_TARGET, measure=No
     import pandas as pd
     cells, tables, taken, known, lesson = [], [], set(), [], None
     for wanted in targets(method):
-        found = tool.search(candidates.FEEDBACK[method], wanted, seed)
+        found = tool.search(candidates.FEEDBACK[method], wanted, seed, FEEDBACK_STARTS)
         for size in [min(batch, per_target - k) for k in range(0, per_target, batch)]:
             free = np.array([candidates.data.composition_key(z) not in taken for z in found.crystals.numbers], bool)
             p = tool.ranked(found.select(free), wanted, size, lesson)
