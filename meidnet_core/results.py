@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from .config import Config
+
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "data" / "reference" / "paper.csv"
 RESULTS = ROOT / "data" / "results"
@@ -244,7 +246,8 @@ def _check_alike(name, entries):
     sole("experiments", [run["experiment"] for run, _, _ in entries])
     sole("splits", [split for _, _, split in entries])
     sole("data sets", [run["data_set"] for run, _, _ in entries])
-    sole("configs", [{**run["config"], "seed": None} for run, _, _ in entries])
+    default = Config().to_dict()                 # an older run lacks the newest fields: that says the same as their defaults
+    sole("configs", [{k: v for k, v in run["config"].items() if k != "seed" and (k, v) not in default.items()} for run, _, _ in entries])
     seeds = [run["seed"] for run, _, _ in entries]
     if len(set(seeds)) < len(seeds):
         folder = entries[0][0]["path"].parent

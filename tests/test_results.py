@@ -165,6 +165,15 @@ def test_a_mean_over_unlike_runs_is_refused(write, reference, tmp_path, change, 
         join(tmp_path, reference)
 
 
+def test_a_field_that_came_later_counts_as_its_default(write, reference, tmp_path):
+    write(config={"dim": 128, "seed": 0})
+    write(run="seed1", seed=1, config={"dim": 128, "seed": 1, "partial": False})
+    assert join(tmp_path, reference).loc["t1.sm", "n_seeds"] == 2
+    write(run="seed2", seed=2, config={"dim": 128, "seed": 2, "partial": True})
+    with pytest.raises(ValueError, match="claim t1.sm: .*configs"):
+        join(tmp_path, reference)
+
+
 def test_unlike_runs_may_carry_different_claims(write, reference, tmp_path):
     write()
     write(run="dim64", config={"dim": 64}, claims={"f4.gap": 0.6})
