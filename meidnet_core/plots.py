@@ -242,7 +242,7 @@ def rate_bars(rows, paper=None, ceiling=None, label="SUN rate (%)"):
     ax.set_yticks(y, [r[0] for r in rows])
     ax.set(xlabel=label, xlim=(0, None))
     if paper is not None or ceiling is not None:
-        ax.legend(fontsize=8.5, loc="lower right")
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8.5, frameon=False)
     fig.tight_layout()
     return fig
 

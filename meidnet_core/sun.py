@@ -281,6 +281,12 @@ def stored(experiment="sun", tag="", methods=(*candidates.METHODS, *candidates.F
     return {m: runs for m, runs in groups.items() if runs}
 
 
+def distinct(runs):
+    """Runs whose candidates no earlier one has: screening knows no chance, its seeds go round the models and then repeat."""
+    first = {tuple(r["curve"]["formula"]): r for r in reversed(runs)}
+    return sorted(first.values(), key=lambda r: r["seed"])
+
+
 def figures():
     """Claims that compare methods, seed by seed: Figures 3 and S2, ours over random and over screening, new everywhere."""
     groups, new = ({m: {r["seed"]: r for r in runs} for m, runs in stored(tag=tag).items()} for tag in ("", "-new"))

@@ -9,7 +9,7 @@ def test_held_out_are_the_compositions_that_training_lacks(monkeypatch):
     numbers = np.array([[a, b, 8, 8, 8] for a in range(20, 31) for b in range(20, 31) if a != b], np.int16)
     labels = np.tile([np.nan, np.nan, 1.5, -2.0, 0.05], (len(numbers), 1))
     cells = oqmd.cells("oqmd_abx3", "all", [str(i) for i in range(len(numbers))], numbers, np.full(len(numbers), 4.0), labels)
-    monkeypatch.setattr(oqmd, "cubic", lambda: cells)
+    monkeypatch.setattr(oqmd, "cubic", lambda stand_in=False: cells)
     truth = retrospective.held_out()
     place = oqmd.position(numbers)
     assert len(truth) == (place >= 0.8).sum() and set(truth.values()) == {(1.5, 0.05)}

@@ -53,6 +53,11 @@ def test_interval_of_a_rate():
     assert sun.interval(0, 10)[0] == 0 and sun.interval(10, 10)[1] == 100
 
 
+def test_a_repeated_screening_counts_once():
+    runs = [{"seed": s, "curve": {"formula": list(f)}} for s, f in enumerate(("AB", "BC", "CD", "AB"))]
+    assert [r["seed"] for r in sun.distinct(runs)] == [0, 1, 2]
+
+
 def test_rates_are_apart_or_not():
     assert sun.against((90, 140), (60, 140)) == "above" and sun.against((60, 140), (90, 140)) == "below"
     assert sun.against((85, 140), (80, 140)) == "not distinguishable from"
