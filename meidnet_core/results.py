@@ -10,19 +10,13 @@ data/results/claims.csv, from which README and book print.
 import json
 import math
 import os
-import platform
-import re
-import subprocess
-import sys
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
 
 from .config import Config
+from .provenance import ROOT, environment
 
-ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "data" / "reference" / "paper.csv"
 RESULTS = ROOT / "data" / "results"
 
@@ -31,9 +25,7 @@ COLUMNS = "id where quantity unit paper ours sd n_seeds split verdict source".sp
 VERDICTS = ["exceeded", "reproduced", "not reproduced", "not yet"]
 KEYS = ("experiment run config seed data_set split n metrics claims wall_time_s "
         "device threads cpu packages commit date").split()
-PACKAGES = "torch numpy pandas pymatgen ase gpaw sevenn chgnet phonopy vibroml".split()
 HEADLINE = ("abs.", "t1.", "f2", "f3b.", "s3.gap_mae", "f4.", "ts1.gap_dft_mae", "x.")  # prefixes
-WRITTEN = ("results", "checkpoints", "candidates", "polymorphs", "dft", "phonons")
 FEW = 4  # run files named one by one in `source`; more, and the folder is named
 
 
@@ -58,6 +50,16 @@ def read_reference(path=REFERENCE):
         if bad.any():
             raise ValueError(f"{path}: {table['id'][bad].iloc[0]}: {reason}")
     return table
+
+
+def read_table_s1(path=None):
+    """The paper's 19 materials: columns formula, target_gap_ev (eV), in_materials_project."""
+    return pd.read_csv(path or REFERENCE.parent / "table_s1_formulas.csv")
+
+
+def done(experiment, seed):
+    """Is there a run file of this experiment and seed?"""
+    return (RESULTS / experiment / f"seed{seed}.json").exists()
 
 
 def _missing(value):
@@ -93,44 +95,6 @@ def verdict(paper, ours, sense, tolerance, target):
         return "not reproduced"
     beaten = _missing(target) and sign * (ours - paper) > tolerance + tiny
     return "exceeded" if beaten else "reproduced"
-
-
-def commit(folder=ROOT):
-    """Commit of the code, with "-dirty" when files differ from it; "unknown" outside git.
-
-    What runs write into data/ (WRITTEN) does not count: it changes no code.
-    """
-    def git(*words):
-        command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    try:
-        head = git("rev-parse", "--verify", "HEAD")
-        changed = git("status", "--porcelain", "--", ".", *(f":(exclude)data/{name}" for name in WRITTEN))
-        return head + ("-dirty" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _cpu():
-    info = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*:\s*(.+)", info.read_text() if info.exists() else "")
-    return name[1] if name else platform.processor() or platform.machine()
-
-
-def _versions():
-    installed = {found.name: found.version for found in metadata.distributions()}
-    known = {name: installed[name] for name in PACKAGES if name in installed}
-    return {"python": platform.python_version(), **known}
-
-
-def environment():
-    """Where a run took place: device, threads, cpu, packages, commit, date (UTC)."""
-    torch = sys.modules.get("torch")  # not loaded: its device and threads were not used
-    gpu = torch is not None and torch.cuda.is_available()
-    return {"device": torch.cuda.get_device_name() if gpu else "cpu",
-            "threads": torch.get_num_threads() if torch is not None else None,
-            "cpu": _cpu(), "packages": _versions(), "commit": commit(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def _plain(value):

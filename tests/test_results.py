@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 
 import numpy as np
 import pandas as pd
@@ -245,30 +244,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(write, monkeypatch)
     with pytest.raises(OSError, match="disk full"):
         write(metrics={"sm": 1.0})
     assert path.read_text() == before and list(path.parent.iterdir()) == [path]
-
-
-def test_commit_tells_clean_from_dirty_and_ignores_results(tmp_path):
-    assert results.commit(tmp_path) == "unknown"
-
-    def git(*words):
-        name = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        return subprocess.run(
-            ["git", "-C", str(tmp_path), *name, *words], check=True, capture_output=True, text=True
-        )
-
-    git("init")
-    assert results.commit(tmp_path) == "unknown"
-    (tmp_path / "a.py").write_text("1\n")
-    git("add", "a.py")
-    git("commit", "-m", "a")
-    (tmp_path / "data" / "results").mkdir(parents=True)
-    (tmp_path / "data" / "results" / "claims.csv").write_text("x\n")
-    (tmp_path / "data" / "checkpoints").mkdir()
-    (tmp_path / "data" / "checkpoints" / "model.json").write_text("{}\n")
-    head = git("rev-parse", "HEAD").stdout.strip()
-    assert results.commit(tmp_path) == head
-    (tmp_path / "a.py").write_text("2\n")
-    assert results.commit(tmp_path) == f"{head}-dirty"
 
 
 def test_markdown(write, reference, tmp_path):
