@@ -44,6 +44,10 @@ class Proposal:
     def select(self, index):
         return Proposal(self.crystals.select(index), self.mean[index], self.spread[index], self.confidence[index])
 
+    def without(self, compositions):
+        """Those whose composition (data.composition_key) is not among `compositions`."""
+        return self.select(np.array([data.composition_key(z) not in compositions for z in self.crystals.numbers], bool))
+
     def column(self, label):
         return self.mean[:, list(oqmd.LABELS).index(label)]
 
@@ -243,8 +247,7 @@ class Designer:
         """
         if method not in METHODS:
             raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
-        found = self.search(method, target, seed, starts, steps)
-        found = found.select(np.array([data.composition_key(z) not in avoid for z in found.crystals.numbers], bool))
+        found = self.search(method, target, seed, starts, steps).without(avoid)
         if method in ("window", "random"):
             rng = np.random.default_rng([seed, zlib.crc32(str(target).encode())])
             return first_of_each(found.select(rng.permutation(len(found.mean)))).select(slice(count))

@@ -226,8 +226,7 @@ def main():
     splits, deadline = prepare(CONFIG, "cpu"), time.time() + 60 * args.minutes
     record_shares(splits)
     choice = (CONSISTENT, "constraints-consistent") if args.consistent else (REGIMES, "constraints")
-    stored = lambda seed: (results.RESULTS / choice[1] / f"seed{seed}.json").exists()
-    done = [stored(seed) or record(seed, splits, deadline, *choice) for seed in range(args.seeds)]
+    done = [results.done(choice[1], seed) or record(seed, splits, deadline, *choice) for seed in range(args.seeds)]
     results.write_claims()
     print(f"{sum(done)} of {args.seeds} seeds recorded")
 

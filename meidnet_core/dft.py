@@ -131,8 +131,7 @@ def joined_labels(distance, names):
 
 def prepare(cell, settings, kind="pbe", moments=True, setups=None):
     """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}."""
-    if kind == "polymorph" and len(cell[1]) > LARGE:                   # a long calculation along a short path
-        settings = replace(settings, path_points=2 * settings.path_points // 3)
+    settings = along_path(settings, kind, len(cell[1]))
     cell, path = band_path(cell, settings.path_points) if settings.path_points else (cell, None)
     settings = for_cell(settings, cell[0]) if kind == "polymorph" else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
@@ -140,6 +139,12 @@ def prepare(cell, settings, kind="pbe", moments=True, setups=None):
     return {"cell": [np.asarray(cell[0]).tolist(), list(cell[1]), np.asarray(cell[2]).tolist()], "settings": asdict(settings), "xc": xc,
             "path": path, "steps": STEPS[kind], "magmoms": magmoms if any(magmoms) else [],
             "setups": {**setups_for(cell[1], xc), **(setups or {})}}
+
+
+def along_path(settings, kind, atoms):
+    """Settings with fewer points along the band path of a large polymorph: a long calculation along a short path."""
+    fewer = kind == "polymorph" and atoms > LARGE
+    return replace(settings, path_points=2 * settings.path_points // 3) if fewer else settings
 
 
 def for_cell(settings, lattice):
@@ -225,8 +230,8 @@ def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=No
     found = load(name, profile, store)
     if found and found["status"] == "ok":
         _check_same(found["cell"], cell, name)
-        plain = lambda s: {k: v for k, v in s.items() if "kpts" not in k and k != "path_points"}    # polymorphs: as their cells allow
-        if plain(found["settings"]) != plain(asdict(PROFILES[profile])):
+        plain = lambda s: {k: v for k, v in s.items() if "kpts" not in k}           # meshes of polymorphs follow their cells
+        if plain(found["settings"]) != plain(asdict(along_path(PROFILES[profile], kind, len(cell[1])))):
             raise DFTError(f"{name}: the stored result has other settings than the profile {profile}; delete it")
         return found
     job, folder = prepare(cell, PROFILES[profile], kind, moments, setups), WORK / f"{name}-{profile}"
@@ -306,10 +311,13 @@ DIVALENT = "YbScSe3"                                                     # with 
 REST = ("RbTaSe3", "RbNbSe3", "NaTaSe3", "YbYSe3", "KSnI3", "CsPbI3", "BaZrTe3", "YbTaO3", "EuTaO3", "EuCoO3")   # of Table S1
 
 
-def cubic_start(formula):
-    """Cubic cell at the lattice constant of the potential (Table S1, SevenNet-0): the equation of state starts there."""
-    from . import crystal, hull
-    m = json.loads((ROOT / "data" / "results" / "table-s1" / "sevennet-0.json").read_text())["metrics"]
+def cubic_start(formula, potential="sevennet-0"):
+    """Cubic cell at the lattice constant of the potential (Table S1): the equation of state starts there. FileNotFoundError without it."""
+    from . import crystal, hull, results
+    path = results.RESULTS / "table-s1" / f"{potential}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: run `python -m meidnet_core.stability paper --potential {potential}` first")
+    m = json.loads(path.read_text())["metrics"]
     a, b, x = hull.sites_in(formula)
     return [*3 * [m[f"{formula}_ideal_a"]], 90, 90, 90], [a, b, x, x, x], crystal.PEROVSKITE
 

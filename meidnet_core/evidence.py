@@ -204,8 +204,7 @@ def target_claims(found, theory):
 
     The mean over the materials that have a gap here (from twelve on; the split says how many), the count only when all do.
     """
-    import pandas as pd
-    table = pd.read_csv(results.REFERENCE.parent / "table_s1_formulas.csv")
+    table = results.read_table_s1()
     miss = {f: found[f]["gap"]["indirect"] - t for f, t in zip(table.formula, table.target_gap_ev) if f in found}
     claims, where = {}, f"{len(miss)} of {len(table)} materials, {theory}"
     if len(miss) >= 12:
@@ -216,12 +215,11 @@ def target_claims(found, theory):
 
 
 def write_gaps(profile="quick"):
-    for where, suffix, names in (("before", "", (*dft.FIGURE4, *dft.REST)), ("after", "-polymorph", dft.FIGURE4)):
-        found = repaired_bands(profile) if suffix else bands(names, profile)
+    for where, found, cells in (("before", bands((*dft.FIGURE4, *dft.REST), profile), "equation of state"),
+                                ("after", repaired_bands(profile), f"polymorph of {POTENTIAL}, Yb 2+ where X pair")):
         if not found:
             continue
-        kind_of = "equation of state" if where == "before" else f"polymorph of {POTENTIAL}, Yb 2+ where X pair"
-        theory = f"PBE, GPAW {profile}, {kind_of}"
+        theory = f"PBE, GPAW {profile}, {cells}"
         claims, m = gap_claims(found, where, theory)
         claims |= target_claims(found, theory) if where == "before" else {}
         if where == "after" and set(FIGURE5) <= set(found):

@@ -22,9 +22,8 @@ COLUMNS = ["A", "B", "X", "a", "energy_per_atom", "e_above_hull", "potential"]  
 
 def relax_more(potential, minutes, seed=0, block=20, **options):
     """Relax compositions that are not in the cache yet, block by block until the time is over; a killed call goes on."""
-    from . import candidates, matching, sun
-    models, start = sun.designer(symmetrize=True), time.time()
-    pool = candidates.Designer(models.models, models.train, symmetrize=True, novel=False).pool(True).crystals
+    from . import matching, sun
+    start, pool = time.time(), sun.designer(symmetrize=True, novel=False).pool(True).crystals
     cells = matching.true_cells(pool.select(np.random.default_rng(seed).permutation(len(pool))))
     for k in range(0, len(cells), block):
         if time.time() - start > 60 * minutes:
@@ -65,8 +64,8 @@ def load(path=FILE):
         raise DataError(f"{path}: " + (f"column {', '.join(missing)} missing" if missing else "no rows"))
     try:
         numbers = np.array([[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in found[["A", "B", "X"]].to_numpy()], np.int16)
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{path}: unknown element {error}") from error
+    except ValueError as error:                                              # it names the element
+        raise DataError(f"{path}: {error}") from error
     labels = np.full((len(found), len(oqmd.LABELS)), np.nan)
     return oqmd.cells("abx3_relaxed", "all", [str(i) for i in range(len(found))], numbers, found.a.to_numpy(float), labels)
 

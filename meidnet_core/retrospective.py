@@ -84,7 +84,7 @@ def main():
     tool = sun.designer(symmetrize=True)
     for seed in range(args.seeds):
         for method in args.methods:
-            if not sun.done(f"retrospective-{method}", seed):
+            if not results.done(f"retrospective-{method}", seed):
                 m = run(tool, method, seed)
                 shown = [f"{k[15:]} {v:.1f}" for k, v in m.items() if k.startswith("enrichment_140")]
                 print(f"{method}/seed{seed}, enrichment at 140: {', '.join(shown)}", flush=True)

@@ -8,9 +8,9 @@
 """
 
 import argparse
-import json
 import os
 import time
+from functools import partial
 
 import numpy as np
 
@@ -173,8 +173,7 @@ def cells_of(formulas):
 
 def paper_cells():
     """(formulas, cubic cells) of Table S1."""
-    import pandas as pd
-    formulas = list(pd.read_csv(results.REFERENCE.parent / "table_s1_formulas.csv").formula)
+    formulas = list(results.read_table_s1().formula)
     return formulas, cells_of(formulas)
 
 
@@ -220,13 +219,11 @@ def gaps(potential=DEFAULT, **_):
     Cubic cells at the lattice constants of `paper`. That CGCNN learnt PBE gaps of OQMD; the one of Perov-5 (GLLB-SC, trained
     without Se, I, Yb, Eu or Tm) is in the metrics as <formula>_perov5. <formula>_cells: training cells with the rarest element.
     """
-    import pandas as pd
-
-    from . import candidates, cgcnn, data, evidence
-    start, table = time.time(), pd.read_csv(results.REFERENCE.parent / "table_s1_formulas.csv")
-    formulas, cells = paper_cells()
-    a = [stored_constant(f, potential) for f in formulas]
-    crystals = candidates.ideal(np.array([[crystal.atomic_number(e) for e in c[1]] for c in cells]), lambda _: np.array(a))
+    from . import candidates, cgcnn, data, dft, evidence
+    start, table = time.time(), results.read_table_s1()
+    formulas, cells = list(table.formula), [dft.cubic_start(f, potential) for f in table.formula]
+    numbers = np.array([[crystal.atomic_number(e) for e in c[1]] for c in cells])
+    crystals = candidates.ideal(numbers, lambda _: np.array([c[0][0] for c in cells]))
     judges = {"": cgcnn.independent(), "_perov5": cgcnn.load(cgcnn.path_of(cgcnn.SETTINGS))[0]}
     found = {end: dict(zip(formulas, cgcnn.predict(model, crystals)[:, 0].astype(float))) for end, model in judges.items()}
     seen = {"": candidates.counts(cgcnn.own_fold("train")), "_perov5": candidates.counts(data.load("perov_5", "train"))}
@@ -246,19 +243,11 @@ def gap_table(metrics):
     import pandas as pd
 
     from .evidence import paper_gaps
-    stated, paper = pd.read_csv(results.REFERENCE.parent / "table_s1_formulas.csv"), results.read_reference().set_index("id").paper
-    pbe = paper_gaps("before")
+    stated, paper, pbe = results.read_table_s1(), results.read_reference().set_index("id").paper, paper_gaps("before")
     rows = [{"formula": f, "target": t, "paper, CGCNN": paper[f"ts1.{f.lower()}.gap_cgcnn"], "paper, PBE": pbe[f],
              "CGCNN of OQMD, PBE": metrics[f], "cells seen": metrics[f"{f}_cells"], "CGCNN of Perov-5, GLLB-SC": metrics[f"{f}_perov5"],
              "cells seen there": metrics[f"{f}_cells_perov5"]} for f, t in zip(stated.formula, stated.target_gap_ev)]
     return pd.DataFrame(rows)
-
-
-def stored_constant(formula, potential):
-    path = results.RESULTS / "table-s1" / f"{potential}.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: run `python -m meidnet_core.stability paper --potential {potential}` first")
-    return json.loads(path.read_text())["metrics"][f"{formula}_ideal_a"]
 
 
 def main():
@@ -268,8 +257,10 @@ def main():
     parser.add_argument("--own", action="store_true", help="validate: on the potential's own hull (an hour)")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    job = {"fit": fit, "validate": validate, "paper": paper, "self": own_hull, "gaps": gaps}[args.what]
-    print(job(args.potential, processes=args.processes, **({"own": True} if args.own else {})))
+    if args.own and args.what != "validate":
+        parser.error("--own goes with validate")
+    jobs = {"fit": fit, "validate": partial(validate, own=args.own), "paper": paper, "self": own_hull, "gaps": gaps}
+    print(jobs[args.what](args.potential, processes=args.processes))
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def described(tool, p, wanted):
     return pd.DataFrame({"formula": formulas(p.crystals), "target": next(iter(wanted.values())), "confidence": p.confidence} | read)
 
 
-def gather_with_feedback(tool, method, seed=0, per_target=PER_TARGET, measure=None, batch=BATCH):
+def gather_with_feedback(tool, method, seed, per_target, measure, batch=BATCH):
     """As `gather`, but chosen `batch` by batch: what a batch taught about its elements shifts the predicted stability of the next.
 
     measure(cells) -> e_above_hull (eV/atom, NaN: none) of relaxed cells. The budget is the same: nothing else is relaxed.
@@ -112,12 +112,12 @@ def gather_with_feedback(tool, method, seed=0, per_target=PER_TARGET, measure=No
     for wanted in targets(method):
         found = tool.search(candidates.FEEDBACK[method], wanted, seed, FEEDBACK_STARTS)
         for size in [min(batch, per_target - k) for k in range(0, per_target, batch)]:
-            free = np.array([candidates.data.composition_key(z) not in taken for z in found.crystals.numbers], bool)
-            p = tool.ranked(found.select(free), wanted, size, lesson)
-            taken |= candidates.seen(p.crystals) if len(p.mean) else set()
-            cells += matching.true_cells(p.crystals)
+            p = tool.ranked(found.without(taken), wanted, size, lesson)
+            taken |= candidates.seen(p.crystals)
+            chosen = matching.true_cells(p.crystals)
+            cells += chosen
             tables.append(described(tool, p, wanted))
-            residual = np.array(measure(cells[-len(p.mean):] if len(p.mean) else []), float) - p.column("stability")
+            residual = np.array(measure(chosen), float) - p.column("stability")
             known += [(z, r) for z, r in zip(p.crystals.numbers, residual) if np.isfinite(r)]
             lesson = candidates.Lesson(*map(np.array, zip(*known))) if len(known) >= batch else None
     return cells, pd.concat(tables, ignore_index=True)
@@ -306,10 +306,6 @@ def figures():
                           n=ours["candidates"], metrics=m, claims=claims, wall_time_s=0.0)
 
 
-def done(experiment, seed):
-    return (results.RESULTS / experiment / f"seed{seed}.json").exists()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(candidates.METHODS),
@@ -328,7 +324,7 @@ def main():
     tool = designer(symmetrize=True, known=known_everywhere() if args.everywhere else frozenset())
     for seed in range(args.seeds):
         for method in args.methods:
-            if not done(f"sun-{method}{tag}", seed):
+            if not results.done(f"sun-{method}{tag}", seed):
                 m = rates(run(tool, method, seed, args.potential, tag=tag, processes=args.processes), PER_TARGET * len(GAPS))
                 print(f"{method}/seed{seed}: SUN {m['sun_100_training']:.1f} %, new anywhere {m['sun_100_anywhere']:.1f} %", flush=True)
     figures()

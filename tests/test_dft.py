@@ -370,12 +370,19 @@ def test_two_polymorphs_are_not_one_crystal():
     assert dft.same_crystal(wurtzite, doubled) and not dft.same_crystal(blende, doubled)
 
 
-def test_a_stored_result_with_other_settings_is_refused(monkeypatch):
+@pytest.mark.parametrize("change", [{"cutoff": 700}, {"path_points": LEAST.path_points + 6}])
+def test_a_stored_result_with_other_settings_is_refused(change, monkeypatch):
     dft.save(result(), dft.STORE)
-    monkeypatch.setattr(dft, "PROFILES", {"least": replace(LEAST, cutoff=700)})
+    monkeypatch.setattr(dft, "PROFILES", {"least": replace(LEAST, **change)})
     monkeypatch.setattr(dft, "execute", lambda *args: pytest.fail("calculated"))
     with pytest.raises(dft.DFTError, match="settings"):
         dft.run("Si", SILICON, "least")
+
+
+def test_only_large_polymorphs_get_fewer_points():
+    sixty = replace(LEAST, path_points=60)
+    assert dft.along_path(sixty, "polymorph", 20) == replace(sixty, path_points=40)
+    assert dft.along_path(sixty, "polymorph", 10) == dft.along_path(sixty, "pbe", 20) == sixty
 
 
 def test_a_calculation_out_of_time_is_a_row_and_goes_on(no_setups, monkeypatch):

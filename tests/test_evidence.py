@@ -4,7 +4,6 @@ import json
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import pytest
 
 from meidnet_core import dft, evidence, hull, phonons, plots_physics, relax, repair, results
@@ -43,7 +42,7 @@ def test_gaps_answer_their_rows():
 
 
 def test_targets_against_gaps_say_how_many_materials():
-    table = pd.read_csv(results.REFERENCE.parent / "table_s1_formulas.csv")
+    table = results.read_table_s1()
     found = {f: {"gap": {"indirect": t - 0.5}} for f, t in zip(table.formula, table.target_gap_ev)}
     claims = evidence.target_claims(found, "PBE")
     assert claims["ts1.gap_dft_mae"] == {"value": pytest.approx(0.5), "split": "19 of 19 materials, PBE"}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from meidnet_core import candidates, checkpoint, crystal, experiments, hull, oqmd, results, stability, sun
+from meidnet_core import candidates, checkpoint, crystal, dft, experiments, hull, oqmd, results, stability, sun
 
 
 def relaxed(a, *symbols, frac=crystal.PEROVSKITE):
@@ -87,7 +87,7 @@ def test_gaps_of_table_s1_stand_beside_the_papers():
     off = (rows["CGCNN of OQMD, PBE"] - rows["target"]).abs().mean()
     assert off == pytest.approx(run["metrics"]["mae_target"]) and run["claims"]["ts1.ksni3.gap_cgcnn"]["value"] == run["metrics"]["KSnI3"]
     with pytest.raises(FileNotFoundError, match="stability paper --potential none"):
-        stability.stored_constant("KTaSe3", "none")
+        dft.cubic_start("KTaSe3", "none")
 
 
 def test_feedback_keeps_the_budget_and_learns(monkeypatch):
