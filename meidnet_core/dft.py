@@ -45,7 +45,7 @@ class Settings:
 
 PROFILES = {"quick": Settings(350, (4, 4, 4), (4, 4, 4), 0.05, 60), "paper": Settings(520, (6, 6, 6), (8, 8, 8), 0.05, 80),
             "gllbsc": Settings(550, (7, 7, 7), (7, 7, 7), 0.01, 0)}     # the mesh of the labels: see gllbsc.py
-STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "bands", "dos"), "static": ("scf",), "gllbsc": ("gllbsc",)}
+STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "bands", "dos"), "static": ("scf",), "phase": ("scf",), "gllbsc": ("gllbsc",)}
 
 # Lanthanides with the 4f shell in the core, generated on first use: the valence 4f of PBE pins the Fermi level. 3p: trivalent; 2p:
 # divalent ytterbium, the analogue of VASP's Yb_2, whose 5d is not bound. (configuration, d projectors)
@@ -133,7 +133,7 @@ def prepare(cell, settings, kind="pbe", moments=True, setups=None):
     """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}."""
     settings = along_path(settings, kind, len(cell[1]))
     cell, path = band_path(cell, settings.path_points) if settings.path_points else (cell, None)
-    settings = for_cell(settings, cell[0]) if kind == "polymorph" else settings
+    settings = for_cell(settings, cell[0]) if kind in ("polymorph", "phase") else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
     magmoms = [MOMENTS.get(e, 0.0) for e in cell[1]] if moments else []
     return {"cell": [np.asarray(cell[0]).tolist(), list(cell[1]), np.asarray(cell[2]).tolist()], "settings": asdict(settings), "xc": xc,
@@ -148,8 +148,9 @@ def along_path(settings, kind, atoms):
 
 
 def for_cell(settings, lattice):
-    """Settings whose meshes, meant for a cubic cell of CUBE angstrom, have the same density in a cell with other edges."""
-    scale = CUBE / np.asarray(lattice[:3], float)
+    """Settings whose meshes, meant for a cubic cell of CUBE angstrom, are as dense in a cell with other distances between lattice planes."""
+    from ase.geometry import cellpar_to_cell
+    scale = CUBE * np.linalg.norm(np.linalg.inv(cellpar_to_cell(lattice)), axis=0)
     mesh = lambda n: tuple(int(k) for k in np.maximum(1, np.ceil(np.array(n) * scale - 0.2)))
     return replace(settings, kpts=mesh(settings.kpts), dos_kpts=mesh(settings.dos_kpts))
 

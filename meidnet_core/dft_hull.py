@@ -1,0 +1,165 @@
+"""Energy above the hull by DFT: a perovskite against the phases into which the Materials Project says it falls apart.
+
+    python -m meidnet_core.dft_hull divalent   # cubic cells with Yb 2+, as the Materials Project treats ytterbium
+    python -m meidnet_core.dft_hull phases     # the competing phases, one self-consistent run each (minutes to a quarter of an hour)
+    python -m meidnet_core.dft_hull claims     # energies above hull -> data/results/dft-hull, claims.csv
+
+The list of ground states (hull.py) says which phases compete, MP-20 gives their cells, GPAW (PBE) gives every energy: no correction,
+no potential. All products are known phases, so each number is a lower bound: a phase that is in no list can only raise it.
+"""
+
+import argparse
+import json
+from functools import lru_cache
+
+import numpy as np
+
+from . import dft, evidence, hull, results
+
+DIVALENT = ("YbYSe3", "YbFeSe3", "YbCoSe3", "YbMnSe3", "YbTaO3")        # YbScSe3 comes from dft.py
+LEFT_OUT = {"EuTaO3": "open 4f shell of Eu", "EuCoO3": "open 4f shell of Eu, +U of Co"}     # PBE places neither
+
+
+@lru_cache(None)
+def known_cells():
+    """{hull.whole of a composition: its cell in MP-20 of the lowest formation energy}."""
+    cells, labels, _ = hull.known_phases()
+    best = {}
+    for cell, label in zip(cells, labels):
+        key, energy = hull.reduced(list(cell[1])), label[0] if label[0] == label[0] else np.inf
+        if key not in best or energy < best[key][0]:
+            best[key] = energy, cell
+    return {key: cell for key, (_, cell) in best.items()}
+
+
+def products(symbols):
+    """[(share of the atoms, cell)] on the hull of the listed phases whose cell is known; the ABX3 itself only as another polymorph.
+
+    HullError when an element that is needed has no cell.
+    """
+    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+    from pymatgen.core import Composition
+    system, cells, listed = frozenset(symbols), known_cells(), hull.listed()
+    energy = {key: 0.0 if len(key) == 1 else listed[key] for key in cells
+              if {e for e, _ in key} <= system and (len(key) == 1 or key in listed)}
+    energy |= {((e, 1),): 0.0 for e in system}
+    formula = lambda key: Composition(dict(key))
+    diagram = PhaseDiagram([PDEntry(formula(k), v * formula(k).num_atoms, name=str(k)) for k, v in energy.items()])
+    by_formula = {formula(k).reduced_formula: k for k in energy}
+    parts = [(float(x), by_formula[p.composition.reduced_formula]) for p, x in diagram.get_decomposition(Composition("".join(symbols))).items()]
+    missing = [k[0][0] for _, k in parts if k not in cells]
+    if missing:
+        raise hull.HullError(f"{''.join(symbols)}: no cell of {', '.join(missing)} in MP-20")
+    return [(x, cells[k]) for x, k in sorted(parts, reverse=True)]
+
+
+def name_of(cell):
+    """"HfSe2-phase": the name under which a competing phase is stored in data/dft."""
+    from pymatgen.core import Composition
+    return f"{Composition(''.join(cell[1])).reduced_formula}-phase"
+
+
+def divalent(symbols):
+    """Setups of a competing phase: ytterbium 2+, as in the Yb_2 potential behind the list."""
+    return {"Yb": dft.frozen_4f("Yb", "2p")} if "Yb" in symbols else None
+
+
+def cubic_names():
+    """{formula: name of its cubic result} of Table S1; of ytterbium that with 4f14 in the core, for energies of two cores do not compare."""
+    return {f: f"{f}-divalent" if f.startswith("Yb") else f for f in results.read_table_s1().formula if f not in LEFT_OUT}
+
+
+def needed(formulas):
+    """{name: cell} of the competing phases of formulas, small cells first."""
+    cells = {name_of(c): c for f in formulas for _, c in products(hull_symbols(f))}
+    return dict(sorted(cells.items(), key=lambda item: len(item[1][1])))
+
+
+def hull_symbols(formula):
+    a, b, x = hull.sites_in(formula)
+    return [a, b, x, x, x]
+
+
+def above(result, profile="quick", store=None):
+    """{e_above_hull (eV/atom), products: text} of a dft result; None for the energy while a product is not calculated.
+
+    E(ABX3) - sum of x_i E(product i), all per atom and of one profile.
+    """
+    parts = products(hull_symbols(_formula(result["cell"][1])))
+    stored = [dft.load(name_of(c), profile, store or dft.STORE) for _, c in parts]
+    text = " + ".join(f"{x:.2f} {name_of(c)[:-6]}" for x, c in parts)
+    if not all(r and r["status"] == "ok" for r in stored):
+        return {"e_above_hull": None, "products": text}
+    energy = sum(x * r["energy_per_atom"] for (x, _), r in zip(parts, stored))
+    return {"e_above_hull": float(result["energy_per_atom"] - energy), "products": text}
+
+
+def _formula(symbols):
+    """ABX3 of the symbols of a cell in which A stands before B."""
+    x = max(set(symbols), key=symbols.count)
+    a, b = dict.fromkeys(e for e in symbols if e != x)
+    return f"{a}{b}{x}3"
+
+
+def places(profile="quick"):
+    """{formula: {cubic, repaired (meV/atom above the hull, absent when not calculated), products}} of Table S1."""
+    out, repaired = {}, {f: dft.load(f"{f}-polymorph{'-divalent' * f.startswith('Yb')}", profile) for f in dft.FIGURE4}
+    chosen = evidence.polymorphs()
+    for f, name in cubic_names().items():
+        row = {"products": " + ".join(f"{x:.2f} {name_of(c)[:-6]}" for x, c in products(hull_symbols(f)))}
+        for key, r in (("cubic", dft.load(name, profile)), ("repaired", repaired.get(f))):
+            if key == "repaired" and r and not dft.same_crystal(r["cell"], evidence.repair.cell_from(chosen[f])):
+                continue                                              # of an earlier search
+            found = above(r, profile) if r and "energy_per_atom" in r else {}
+            if found.get("e_above_hull") is not None:
+                row[key] = 1000 * found["e_above_hull"]
+        out[f] = row
+    return out
+
+
+def claims_of(found, theory):
+    """Rows of paper.csv: DFT distances of cubic cells (Table S1) and of repaired ones (Table S2), meV/atom."""
+    known, claims = set(results.read_reference()["id"]), {}
+    for f, row in found.items():
+        for key, name, what in (("cubic", f"ts1.{f.lower()}.ehull_dft", "cubic cell"), ("repaired", f"ts2.{f.lower()}.ehull", "polymorph")):
+            if key in row and name in known:
+                claims[name] = {"value": row[key], "split": f"{what} ({theory}, products of the list)"}
+    return claims
+
+
+def write(profile="quick"):
+    found = places(profile)
+    m = {f"{f}_{k}": v for f, row in found.items() for k, v in row.items() if k != "products"}
+    paper = results.read_reference().set_index("id").paper
+    pairs = [(row["cubic"], paper[f"ts1.{f.lower()}.ehull_dft"]) for f, row in found.items() if "cubic" in row]
+    m |= {"cubic": len(pairs), "cubic_within_100": sum(a <= 100 for a, _ in pairs), "mean_cubic": float(np.mean([a for a, _ in pairs])),
+          "mean_paper": float(np.mean([b for _, b in pairs]))}
+    return results.write_run("dft-hull", profile, config={"profile": profile, "xc": "PBE", "ytterbium": "2+"}, seed=None,
+                             data_set="paper, Tables S1 and S2", split="cubic and repaired", n=len(found), metrics=m,
+                             claims=claims_of(found, f"PBE, GPAW {profile}"), curve={f: r["products"] for f, r in found.items()},
+                             wall_time_s=sum(json.loads(p.read_text())["seconds"] for p in dft.STORE.glob(f"*-phase-{profile}.json")))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["divalent", "phases", "claims"])
+    parser.add_argument("--profile", choices=["quick", "paper"], default="quick")
+    parser.add_argument("--materials", nargs="*", help="formulas of Table S1 (all but those with Eu)")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--timeout", type=float, help="seconds a calculation may take in this call; the next call goes on")
+    args = parser.parse_args()
+    if args.what == "claims":
+        write(args.profile)
+        return print(results.counts_line(results.write_claims()))
+    if args.what == "divalent":
+        jobs = {f"{f}-divalent": dft.cubic_start(f) for f in args.materials or DIVALENT}
+    else:
+        jobs = needed(args.materials or list(cubic_names()))
+    kind = "pbe" if args.what == "divalent" else "phase"
+    for k, (name, cell) in enumerate(jobs.items()):
+        out = dft.run(name, cell, args.profile, kind, args.ranks, timeout=args.timeout, setups=divalent(cell[1]))
+        print(f"{k + 1}/{len(jobs)} {name} ({len(cell[1])} atoms): {out['status']}, {out['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
