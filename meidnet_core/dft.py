@@ -132,7 +132,8 @@ def joined_labels(distance, names):
 def prepare(cell, settings, kind="pbe", moments=True, setups=None):
     """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}."""
     settings = along_path(settings, kind, len(cell[1]))
-    cell, path = band_path(cell, settings.path_points) if settings.path_points else (cell, None)
+    along = settings.path_points and "bands" in STEPS[kind]
+    cell, path = band_path(cell, settings.path_points) if along else (cell, None)
     settings = for_cell(settings, cell[0]) if kind in ("polymorph", "phase") else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
     magmoms = [MOMENTS.get(e, 0.0) for e in cell[1]] if moments else []

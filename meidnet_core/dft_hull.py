@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import dft, evidence, hull, results
+from . import crystal, dft, evidence, hull, repair, results
 
 DIVALENT = ("YbYSe3", "YbFeSe3", "YbCoSe3", "YbMnSe3", "YbTaO3")        # YbScSe3 comes from dft.py
 LEFT_OUT = {"EuTaO3": "open 4f shell of Eu", "EuCoO3": "open 4f shell of Eu, +U of Co"}     # PBE places neither
@@ -30,6 +30,12 @@ def known_cells():
         if key not in best or energy < best[key][0]:
             best[key] = energy, cell
     return {key: cell for key, (_, cell) in best.items()}
+
+
+def compact(cell):
+    """Niggli cell: the one with the shortest edges, which the grids of plane waves need."""
+    structure = crystal.to_structure(*cell).get_reduced_structure()
+    return list(structure.lattice.parameters), [s.symbol for s in structure.species], structure.frac_coords
 
 
 def products(symbols):
@@ -50,7 +56,7 @@ def products(symbols):
     missing = [k[0][0] for _, k in parts if k not in cells]
     if missing:
         raise hull.HullError(f"{''.join(symbols)}: no cell of {', '.join(missing)} in MP-20")
-    return [(x, cells[k]) for x, k in sorted(parts, reverse=True)]
+    return [(x, compact(cells[k])) for x, k in sorted(parts, reverse=True)]
 
 
 def name_of(cell):
@@ -71,49 +77,40 @@ def cubic_names():
 
 def needed(formulas):
     """{name: cell} of the competing phases of formulas, small cells first."""
-    cells = {name_of(c): c for f in formulas for _, c in products(hull_symbols(f))}
+    cells = {name_of(c): c for f in formulas for _, c in products(evidence.hull_symbols(f))}
     return dict(sorted(cells.items(), key=lambda item: len(item[1][1])))
 
 
-def hull_symbols(formula):
-    a, b, x = hull.sites_in(formula)
-    return [a, b, x, x, x]
-
-
-def above(result, profile="quick", store=None):
-    """{e_above_hull (eV/atom), products: text} of a dft result; None for the energy while a product is not calculated.
+def above(result, profile="quick", store=dft.STORE):
+    """Energy above the hull (eV/atom) of a dft result of an ABX3; None while a product is not calculated.
 
     E(ABX3) - sum of x_i E(product i), all per atom and of one profile.
     """
-    parts = products(hull_symbols(_formula(result["cell"][1])))
-    stored = [dft.load(name_of(c), profile, store or dft.STORE) for _, c in parts]
-    text = " + ".join(f"{x:.2f} {name_of(c)[:-6]}" for x, c in parts)
+    parts = products(list(result["cell"][1]))
+    stored = [dft.load(name_of(c), profile, store) for _, c in parts]
     if not all(r and r["status"] == "ok" for r in stored):
-        return {"e_above_hull": None, "products": text}
-    energy = sum(x * r["energy_per_atom"] for (x, _), r in zip(parts, stored))
-    return {"e_above_hull": float(result["energy_per_atom"] - energy), "products": text}
+        return None
+    return float(result["energy_per_atom"] - sum(x * r["energy_per_atom"] for (x, _), r in zip(parts, stored)))
 
 
-def _formula(symbols):
-    """ABX3 of the symbols of a cell in which A stands before B."""
-    x = max(set(symbols), key=symbols.count)
-    a, b = dict.fromkeys(e for e in symbols if e != x)
-    return f"{a}{b}{x}3"
+def results_of(formula, profile="quick"):
+    """{"cubic", "repaired": dft result or None} of a material of Table S1; a polymorph of an earlier search is none."""
+    chosen, end = evidence.polymorphs().get(formula), "-polymorph" + "-divalent" * formula.startswith("Yb")
+    cubic, repaired = (dft.load(n, profile) for n in (cubic_names()[formula], formula + end))
+    if repaired and not (chosen and dft.same_crystal(repaired["cell"], repair.cell_from(chosen))):
+        repaired = None
+    return {"cubic": cubic, "repaired": repaired}
 
 
 def places(profile="quick"):
-    """{formula: {cubic, repaired (meV/atom above the hull, absent when not calculated), products}} of Table S1."""
-    out, repaired = {}, {f: dft.load(f"{f}-polymorph{'-divalent' * f.startswith('Yb')}", profile) for f in dft.FIGURE4}
-    chosen = evidence.polymorphs()
-    for f, name in cubic_names().items():
-        row = {"products": " + ".join(f"{x:.2f} {name_of(c)[:-6]}" for x, c in products(hull_symbols(f)))}
-        for key, r in (("cubic", dft.load(name, profile)), ("repaired", repaired.get(f))):
-            if key == "repaired" and r and not dft.same_crystal(r["cell"], evidence.repair.cell_from(chosen[f])):
-                continue                                              # of an earlier search
-            found = above(r, profile) if r and "energy_per_atom" in r else {}
-            if found.get("e_above_hull") is not None:
-                row[key] = 1000 * found["e_above_hull"]
-        out[f] = row
+    """{formula: {products, cubic, repaired}} of Table S1, meV/atom above the hull; what is not calculated is left out."""
+    out = {}
+    for f in cubic_names():
+        parts = products(evidence.hull_symbols(f))
+        out[f] = {"products": " + ".join(f"{x:.2f} {name_of(c).removesuffix('-phase')}" for x, c in parts)}
+        for key, r in results_of(f, profile).items():
+            value = above(r, profile) if r and "energy_per_atom" in r else None
+            out[f] |= {} if value is None else {key: 1000 * value}
     return out
 
 
@@ -128,16 +125,27 @@ def claims_of(found, theory):
 
 
 def write(profile="quick"):
-    found = places(profile)
+    found, paper = places(profile), results.read_reference().set_index("id").paper
     m = {f"{f}_{k}": v for f, row in found.items() for k, v in row.items() if k != "products"}
-    paper = results.read_reference().set_index("id").paper
-    pairs = [(row["cubic"], paper[f"ts1.{f.lower()}.ehull_dft"]) for f, row in found.items() if "cubic" in row]
-    m |= {"cubic": len(pairs), "cubic_within_100": sum(a <= 100 for a, _ in pairs), "mean_cubic": float(np.mean([a for a, _ in pairs])),
-          "mean_paper": float(np.mean([b for _, b in pairs]))}
-    return results.write_run("dft-hull", profile, config={"profile": profile, "xc": "PBE", "ytterbium": "2+"}, seed=None,
-                             data_set="paper, Tables S1 and S2", split="cubic and repaired", n=len(found), metrics=m,
-                             claims=claims_of(found, f"PBE, GPAW {profile}"), curve={f: r["products"] for f, r in found.items()},
-                             wall_time_s=sum(json.loads(p.read_text())["seconds"] for p in dft.STORE.glob(f"*-phase-{profile}.json")))
+    pairs = np.array([(row["cubic"], paper[f"ts1.{f.lower()}.ehull_dft"]) for f, row in found.items() if "cubic" in row])
+    m |= {"cubic": len(pairs), "cubic_mean": pairs[:, 0].mean(), "paper_mean": pairs[:, 1].mean(), "cubic_within_100": (pairs[:, 0] <= 100).sum()}
+    seconds = [json.loads(p.read_text())["seconds"] for p in dft.STORE.glob(f"*-phase-{profile}.json")]
+    return results.write_run("dft-hull", profile, config={"profile": profile, "xc": "PBE", "ytterbium": "2+"}, seed=None, n=len(found),
+                             data_set="paper, Tables S1 and S2", split="cubic and repaired", metrics=m, wall_time_s=sum(seconds),
+                             claims=claims_of(found, f"PBE, GPAW {profile}"), curve={f: r["products"] for f, r in found.items()})
+
+
+def table(profile="quick", potential=evidence.POTENTIAL):
+    """Distances to the hull (meV/atom), DFT here, potential, paper: a DataFrame from the stored runs."""
+    import pandas as pd
+    read = lambda name, run: json.loads((results.RESULTS / name / f"{run}.json").read_text())
+    run, cubic, repaired = read("dft-hull", profile), read("table-s1", potential)["metrics"], evidence.stored_places(potential)
+    paper, m = results.read_reference().set_index("id").paper, run["metrics"]
+    return pd.DataFrame([{
+        "material": f, "falls apart into": text, "DFT, cubic": m.get(f"{f}_cubic"), f"{potential}, cubic": cubic[f"{f}_ideal"],
+        "paper, DFT": paper.get(f"ts1.{f.lower()}.ehull_dft"), "DFT, repaired": m.get(f"{f}_repaired"),
+        f"{potential}, repaired": repaired.get(f, {}).get("after"), "paper, repaired": paper.get(f"ts2.{f.lower()}.ehull")}
+        for f, text in run["curve"].items()])
 
 
 def main():
