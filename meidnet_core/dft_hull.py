@@ -53,9 +53,9 @@ def products(symbols):
     diagram = PhaseDiagram([PDEntry(formula(k), v * formula(k).num_atoms, name=str(k)) for k, v in energy.items()])
     by_formula = {formula(k).reduced_formula: k for k in energy}
     parts = [(float(x), by_formula[p.composition.reduced_formula]) for p, x in diagram.get_decomposition(Composition("".join(symbols))).items()]
-    missing = [k[0][0] for _, k in parts if k not in cells]
+    missing = [e for _, k in parts if k not in cells for e, _ in k]
     if missing:
-        raise hull.HullError(f"{''.join(symbols)}: no cell of {', '.join(missing)} in MP-20")
+        raise hull.HullError(f"{''.join(symbols)}: no cell of {', '.join(sorted(missing))} in MP-20")
     return [(x, compact(cells[k])) for x, k in sorted(parts, reverse=True)]
 
 
@@ -106,8 +106,7 @@ def places(profile="quick"):
     """{formula: {products, cubic, repaired}} of Table S1, meV/atom above the hull; what is not calculated is left out."""
     out = {}
     for f in cubic_names():
-        parts = products(evidence.hull_symbols(f))
-        out[f] = {"products": " + ".join(f"{x:.2f} {name_of(c).removesuffix('-phase')}" for x, c in parts)}
+        out[f] = {"products": [[x, name_of(c).removesuffix("-phase")] for x, c in products(evidence.hull_symbols(f))]}
         for key, r in results_of(f, profile).items():
             value = above(r, profile) if r and "energy_per_atom" in r else None
             out[f] |= {} if value is None else {key: 1000 * value}
@@ -142,10 +141,10 @@ def table(profile="quick", potential=evidence.POTENTIAL):
     run, cubic, repaired = read("dft-hull", profile), read("table-s1", potential)["metrics"], evidence.stored_places(potential)
     paper, m = results.read_reference().set_index("id").paper, run["metrics"]
     return pd.DataFrame([{
-        "material": f, "falls apart into": text, "DFT, cubic": m.get(f"{f}_cubic"), f"{potential}, cubic": cubic[f"{f}_ideal"],
+        "material": f, "falls apart into": " + ".join(f"{x:.2f} {p}" for x, p in parts), "DFT, cubic": m.get(f"{f}_cubic"), f"{potential}, cubic": cubic[f"{f}_ideal"],
         "paper, DFT": paper.get(f"ts1.{f.lower()}.ehull_dft"), "DFT, repaired": m.get(f"{f}_repaired"),
         f"{potential}, repaired": repaired.get(f, {}).get("after"), "paper, repaired": paper.get(f"ts2.{f.lower()}.ehull")}
-        for f, text in run["curve"].items()])
+        for f, parts in run["curve"].items()])
 
 
 def main():

@@ -194,8 +194,11 @@ def structure_of(cell):
 
 # ---- generated crystals -------------------------------------------------------------------------
 
-def hull_check(fit, validation):
-    """How far a potential's energies can be put on a DFT hull: ground states before and after correction, known ABX3 against OQMD."""
+def hull_check(fit, validations):
+    """How far a potential's energies can be put on a hull: ground states before and after correction, known ABX3 against OQMD.
+
+    validations: {name of the hull: run of stability.validate}; points beyond the axes lie on their edge.
+    """
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.2))
     c, test = {k: np.array(v) for k, v in fit["curve"].items()}, np.array(fit["curve"]["test"])
     bins = np.linspace(-0.3, 1.2, 61)
@@ -203,12 +206,14 @@ def hull_check(fit, validation):
         error, mae = np.clip((c[key] - c["listed"])[test], *bins[[0, -1]]), 1000 * fit["metrics"][f"mae_{key}"]
         left.hist(error, bins, color=color, alpha=0.65, label=f"{name}: MAE {mae:.0f} meV/atom")
     left.set(xlabel="formation energy, potential - list (eV/atom)", ylabel="ground states not used in the fit", yscale="log")
-    x, y = (np.array(validation["curve"][k], float) for k in ("oqmd", "ours"))
-    right.scatter(x, y, s=12, color=BLUE, alpha=0.6, edgecolors="none")
+    for (name, run), color, marker in zip(validations.items(), (BLUE, ORANGE), "ox"):
+        x, y = (np.array(run["curve"][k], float) for k in ("oqmd", "ours"))
+        label = f"{name}: MAE {1000 * run['metrics']['mae']:.0f}, median {1000 * np.nanmedian(np.abs(y - x)):.0f} meV/atom"
+        right.scatter(x, np.clip(y, -0.24, 0.99), s=12, color=color, alpha=0.6, lw=1 if marker == "x" else 0, marker=marker, label=label)
     right.axline((0, 0), slope=1, color=BLACK, lw=1)
     right.axhline(0.1, color=RED, ls="--", lw=1)
     right.axvline(0.1, color=RED, ls="--", lw=1, label="0.1 eV/atom")
-    right.set(xlabel="OQMD, DFT, own hull (eV/atom)", ylabel="potential on the list hull (eV/atom)", title=f"{len(x)} known cubic ABX$_3$",
+    right.set(xlabel="OQMD, DFT, own hull (eV/atom)", ylabel="potential (eV/atom)", title=f"{len(x)} known cubic ABX$_3$",
               xlim=(-0.05, 1), ylim=(-0.25, 1))
     for ax in (left, right):
         ax.legend(fontsize=8.5)

@@ -1,0 +1,108 @@
+"""Energies above the hull by DFT: which phases compete, their cells, the arithmetic, the claims. Synthetic phases; no GPAW."""
+
+import numpy as np
+import pytest
+
+from meidnet_core import dft, dft_hull, evidence, hull, results
+
+CUBE = [4.0, 4.0, 4.0, 90.0, 90.0, 90.0]
+FORMULA = ["Ba", "Hf", "Se", "Se", "Se"]
+
+
+def cell(symbols, a=4.0):
+    n = len(symbols)
+    return [a, a, a * n, 90.0, 90.0, 90.0], list(symbols), np.array([[0, 0, k / n] for k in range(n)])
+
+
+PHASES = [cell(["Ba", "Se"]), cell(["Hf", "Se", "Se"]), cell(["Se"]), cell(["Ba", "Se", "Se"])]
+LISTED = {hull.reduced(["Ba", "Se"]): -2.0, hull.reduced(["Hf", "Se", "Se"]): -1.5, hull.reduced(["Ba", "Hf", "Se"]): -9.0,
+          hull.reduced(["Ba", "Se", "Se"]): -1.0}
+
+
+@pytest.fixture
+def phases(monkeypatch):
+    """BaSe, HfSe2, Se and an unstable BaSe2 with cells; BaHfSe is listed, but nobody knows its cell."""
+    known = dft_hull.known_cells
+    known.cache_clear()
+    labels = np.array([[-2.0, 0, 0], [-1.5, 0, 0], [0.0, 0, 0], [-1.0, 0, 0]])
+    monkeypatch.setattr(hull, "known_phases", lambda: (PHASES, labels, [frozenset(c[1]) for c in PHASES]))
+    monkeypatch.setattr(hull, "listed", lambda: LISTED)
+    yield
+    known.cache_clear()
+
+
+def stored(name, symbols, energy, folder, status="ok"):
+    out = {"name": name, "profile": "quick", "status": status, "cell": [CUBE, symbols, [[0.0] * 3] * len(symbols)], "bands": None, "dos": None,
+           "seconds": 1.0}
+    dft.save(out | ({"energy_per_atom": energy} if status == "ok" else {}), folder)
+    return dft.load(name, "quick", folder)
+
+
+def test_products_are_listed_phases_whose_cell_is_known(phases):
+    parts = [(round(x, 6), dft_hull.name_of(c)) for x, c in dft_hull.products(FORMULA)]
+    assert parts == [(0.6, "HfSe2-phase"), (0.4, "BaSe-phase")]
+    assert list(dft_hull.needed(["BaHfSe3"])) == ["BaSe-phase", "HfSe2-phase"]         # small cells first
+
+
+def test_the_material_itself_counts_as_another_polymorph(phases, monkeypatch):
+    same = cell(FORMULA)
+    monkeypatch.setattr(hull, "listed", lambda: LISTED | {hull.reduced(FORMULA): -3.0})
+    monkeypatch.setattr(dft_hull, "known_cells", lambda: {hull.reduced(c[1]): c for c in [*PHASES, same]})
+    assert [(x, dft_hull.name_of(c)) for x, c in dft_hull.products(FORMULA)] == [(1.0, "BaHfSe3-phase")]
+
+
+def test_an_element_without_a_cell_is_named(phases):
+    with pytest.raises(hull.HullError, match="BaHfHfHf: no cell of Ba, Hf in MP-20"):
+        dft_hull.products(["Ba", "Hf", "Hf", "Hf"])
+
+
+def test_cells_are_compact():
+    skewed = [12.6, 12.35, 3.48, 85.97, 78.05, 15.98], ["Ta", "Se", "Se"], np.array([[0, 0, 0], [0.1, 0.2, 0.3], [0.6, 0.5, 0.4]])
+    lattice, symbols, frac = dft_hull.compact(skewed)
+    assert max(lattice[:3]) < 12.4 and sorted(symbols) == ["Se", "Se", "Ta"] and min(lattice[3:]) > 59
+    assert dft.same_crystal((lattice, symbols, frac), skewed)
+
+
+def test_energy_above_the_hull_by_hand(phases, tmp_path):
+    cubic = stored("BaHfSe3", FORMULA, -4.0, tmp_path)
+    assert dft_hull.above(cubic, store=tmp_path) is None                                  # nothing calculated yet
+    stored("BaSe-phase", ["Ba", "Se"], -5.0, tmp_path)
+    stored("HfSe2-phase", ["Hf", "Se", "Se"], None, tmp_path, status="scf: not converged")
+    assert dft_hull.above(cubic, store=tmp_path) is None                                  # one of them did not converge
+    stored("HfSe2-phase", ["Hf", "Se", "Se"], -3.5, tmp_path)
+    assert dft_hull.above(cubic, store=tmp_path) == pytest.approx(-4.0 + 0.4 * 5.0 + 0.6 * 3.5)
+
+
+def test_ytterbium_is_divalent_everywhere(monkeypatch):
+    monkeypatch.setattr(dft, "frozen_4f", lambda e, tag: tag)
+    assert dft_hull.divalent(["Yb", "Se"]) == {"Yb": "2p"} and dft_hull.divalent(["Ba", "Se"]) is None
+    names = dft_hull.cubic_names()
+    assert names["YbScSe3"] == "YbScSe3-divalent" and names["KTaSe3"] == "KTaSe3"
+    assert len(names) == 19 - len(dft_hull.LEFT_OUT) and not set(names) & set(dft_hull.LEFT_OUT)
+
+
+def test_a_polymorph_of_an_earlier_search_is_none(monkeypatch):
+    cells = {"KTaSe3": [CUBE, FORMULA, []], "KTaSe3-polymorph": [CUBE, FORMULA, []]}
+    monkeypatch.setattr(dft, "load", lambda name, profile: {"cell": cells[name]})
+    for same in (True, False):
+        monkeypatch.setattr(dft, "same_crystal", lambda a, b, same=same: same)
+        found = dft_hull.results_of("KTaSe3")
+        assert found["cubic"] and (found["repaired"] is not None) == same
+
+
+def test_claims_name_cell_theory_and_reference():
+    claims = dft_hull.claims_of({"BaHfSe3": {"products": "", "cubic": 55.0, "repaired": 12.0}, "KSnI3": {"products": "", "cubic": 40.0}}, "PBE")
+    assert {k: c["value"] for k, c in claims.items()} == {"ts1.bahfse3.ehull_dft": 55.0, "ts2.bahfse3.ehull": 12.0, "ts1.ksni3.ehull_dft": 40.0}
+    assert claims["ts2.bahfse3.ehull"]["split"] == "polymorph (PBE, products of the list)"
+
+
+def test_the_stored_table_follows_from_the_stored_energies():
+    run = next(r for r in results.read_runs() if r["experiment"] == "dft-hull")
+    names = [f for f in run["curve"] if f"{f}_cubic" in run["metrics"]]
+    assert len(names) >= 3
+    for f in names:
+        hull_energy = sum(x * dft.load(f"{p}-phase", "quick")["energy_per_atom"] for x, p in run["curve"][f])
+        cubic = dft.load(dft_hull.cubic_names()[f], "quick")["energy_per_atom"]
+        assert 1000 * (cubic - hull_energy) == pytest.approx(run["metrics"][f"{f}_cubic"], abs=0.01)
+    table = dft_hull.table()
+    assert set(table["material"]) == set(dft_hull.cubic_names()) and evidence.POTENTIAL in table.columns[3]
