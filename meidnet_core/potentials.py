@@ -55,7 +55,7 @@ def get_calculator(name="auto", device="auto", checkpoint=None):
     device: auto | cpu | cuda. checkpoint: path of local weights, else MEIDNET_POTENTIALS, else the hub. PotentialError when
     neither weights nor packages can be had.
     """
-    chosen, device = pick(name), _device(device)
+    chosen, device = pick(name), find_device(device)
     if name == "auto":
         print(f"potential: {chosen} (trained on {FILES[chosen][0]}), on {device}")
     build = {"esen-30m-oam": _esen, "uma": _uma, "mace-omat-0": _mace, "mace-mpa-0": _mace, "chgnet": _chgnet}.get(chosen, _sevennet)
@@ -71,7 +71,8 @@ def get_calculator(name="auto", device="auto", checkpoint=None):
                              f"{', '.join(n for n in FILES if present(n))}, which need no download.") from error
 
 
-def _device(device):
+def find_device(device):
+    """auto | cpu | cuda -> cpu | cuda."""
     import torch
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 

@@ -1,4 +1,4 @@
-"""Relaxation of many crystals with a potential: parallel over processes, one line of a file per result, resumable.
+"""Relaxation of many crystals with a potential: parallel over processes or batched on a GPU, one line of a file per result, resumable.
 
 As in the paper (inverse design framework): forces below 0.01 eV/angstrom, at most 300 steps, cell free. From the given
 cell ("ideal": a cubic cell keeps its symmetry) and from a rattled copy, which may fall into another phase.
@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,43 +93,67 @@ def read_rows(path):
     return rows
 
 
-def relax_all(cells, path, potential="sevennet-0", starts=("ideal",), processes=None, device="cpu", checkpoint=None, fmax=FMAX,
-              steps=STEPS, progress=True):
+def relax_all(cells, path, potential="sevennet-0", starts=("ideal",), processes=None, device="auto", checkpoint=None, fmax=FMAX,
+              steps=STEPS, progress=True, batch=None):
     """Relax cells from each start; returns rows[start] = list in the order of `cells`.
 
     path: JSON lines, one per relaxation, appended as they come. What is there already is not relaxed again, so a killed
-    call goes on where it was. `potential` is a name of potentials.FILES.
+    call goes on where it was. `potential` is a name of potentials.FILES. batch: that many side by side through one network
+    (batch.py, SevenNet only) instead of `processes`; by default batch.SIZE on a GPU, 0 on a CPU. device "auto": a GPU that is
+    there, for a potential that can be batched.
     """
     from .potentials import pick
     potential, path = pick(potential), Path(path)
+    device, batch = place(potential, device, batch)
     keys = {s: [key_of(c, s, potential, fmax, steps) for c in cells] for s in starts}
     done = read_rows(path)
     jobs = {k: (k, c, s, fmax, steps) for s in starts for k, c in zip(keys[s], cells) if k not in done}
     if jobs:
-        done |= _run(list(jobs.values()), path, potential, processes or os.cpu_count(), device, checkpoint, progress)
+        spread = _here if processes == 1 else partial(_spread, processes=processes or os.cpu_count())
+        rows = partial(_batched, size=batch) if batch else spread
+        done |= _run(list(jobs.values()), path, rows, (potential, device, checkpoint), progress)
     return {s: [done[k] for k in keys[s]] for s in starts}
 
 
-def _run(jobs, path, potential, processes, device, checkpoint, progress):
+def place(potential, device="auto", batch=None):
+    """(device, batch) that relax_all uses; PotentialError for a batch of a potential that batch.py does not know."""
+    from .batch import SIZE
+    from .potentials import PotentialError, find_device
+    known = potential.startswith("sevennet")
+    if batch and not known:
+        raise PotentialError(f"{potential} cannot be batched: only SevenNet can; use processes")
+    device = find_device(device) if known or device != "auto" else "cpu"
+    return device, (SIZE if known and device == "cuda" else 0) if batch is None else batch
+
+
+def _run(jobs, path, rows, what, progress):
+    """Relaxes with rows(jobs, what) and keeps every row on disk; what = (potential, device, checkpoint)."""
     from tqdm.auto import tqdm
     path.parent.mkdir(parents=True, exist_ok=True)
     _mend(path)
-    done, results = {}, _here if processes == 1 else _spread
+    done = {}
     with open(path, "a") as file:
-        rows = results(jobs, processes, (potential, device, checkpoint))
-        for key, row in tqdm(rows, total=len(jobs), desc=f"relax with {potential}", disable=not progress, mininterval=1):
-            done[key] = {"key": key, "potential": potential} | row
+        for key, row in tqdm(rows(jobs, what), total=len(jobs), desc=f"relax with {what[0]}", disable=not progress, mininterval=1):
+            done[key] = {"key": key, "potential": what[0]} | row
             file.write(json.dumps(done[key]) + "\n")
             file.flush()
     return done
 
 
-def _here(jobs, processes, what):
+def _here(jobs, what):
     _start(*what)
     yield from map(_job, jobs)
 
 
-def _spread(jobs, processes, what):
+def _batched(jobs, what, size):
+    from . import batch
+    _start(*what)
+    gather = batch.Gather(batch.sevennet(_state.pop("calculator")))
+    work = lambda job, calculator: (job[0], relax(job[1], calculator, *job[2:]))
+    yield from batch.run(jobs, work, gather, size)
+
+
+def _spread(jobs, what, processes):
     """(key, row) as they finish: a kill loses only what runs."""
     from multiprocessing import get_context
     with ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _start, what) as pool:
