@@ -45,7 +45,8 @@ class Settings:
 
 PROFILES = {"quick": Settings(350, (4, 4, 4), (4, 4, 4), 0.05, 60), "paper": Settings(520, (6, 6, 6), (8, 8, 8), 0.05, 80),
             "gllbsc": Settings(550, (7, 7, 7), (7, 7, 7), 0.01, 0)}     # the mesh of the labels: see gllbsc.py
-STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "bands", "dos"), "static": ("scf",), "phase": ("scf",), "gllbsc": ("gllbsc",)}
+STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "bands", "dos"), "static": ("scf",), "phase": ("scf",),
+         "gllbsc": ("gllbsc",)}
 
 # Lanthanides with the 4f shell in the core, generated on first use: the valence 4f of PBE pins the Fermi level. 3p: trivalent; 2p:
 # divalent ytterbium, the analogue of VASP's Yb_2, whose 5d is not bound. (configuration, d projectors)
@@ -149,7 +150,7 @@ def along_path(settings, kind, atoms):
 
 
 def for_cell(settings, lattice):
-    """Settings whose meshes, meant for a cubic cell of CUBE angstrom, are as dense in a cell with other distances between lattice planes."""
+    """Settings whose meshes, meant for a cubic cell of CUBE angstrom, are as dense in a cell whose lattice planes lie otherwise."""
     from ase.geometry import cellpar_to_cell
     scale = CUBE * np.linalg.norm(np.linalg.inv(cellpar_to_cell(lattice)), axis=0)
     mesh = lambda n: tuple(int(k) for k in np.maximum(1, np.ceil(np.array(n) * scale - 0.2)))

@@ -104,9 +104,11 @@ def hull_distances(table, threshold=100):
     fig, axes = plt.subplots(1, 2, figsize=(9.6, 0.27 * len(table) + 1.4), sharey=True)
     y, potential = np.arange(len(table))[::-1], table.columns[3].split(",")[0]
     for ax, kind, paper in zip(axes, ("cubic", "repaired"), ("paper, DFT", "paper, repaired")):
-        for column, marker, color, name in ((paper, "x", RED, "paper, DFT"), (f"{potential}, {kind}", "o", SKY, f"{potential}, list hull"),
-                                            (f"DFT, {kind}", "D", BLUE, "here, PBE")):
-            ax.plot(table[column].astype(float), y, ls="", marker=marker, ms=6, mew=1.6 if marker == "x" else 0.8, color=color, label=name)
+        points = [(paper, "x", RED, "paper, DFT"), (f"{potential}, {kind}", "o", SKY, f"{potential}, list hull"),
+                  (f"DFT, {kind}", "D", BLUE, "here, PBE")]
+        points += [("paper, eSEN", "+", ORANGE, "paper, eSEN")] if kind == "cubic" else []
+        for column, marker, color, name in points:
+            ax.plot(table[column].astype(float), y, ls="", marker=marker, ms=7, mew=1.6 if marker in "x+" else 0.8, color=color, label=name)
         ax.axvline(threshold, color=BLACK, lw=0.8, ls=":", label=f"{threshold} meV/atom")
         ax.set(title={"cubic": "cubic cells (Table S1)", "repaired": "repaired (Table S2)"}[kind], xlabel="energy above hull (meV/atom)")
         ax.grid(axis="y", lw=0.3)

@@ -98,7 +98,8 @@ def test_relax_all_in_batches_writes_the_same_rows(tmp_path):
 def test_only_sevennet_is_batched(monkeypatch):
     with pytest.raises(potentials.PotentialError, match="chgnet cannot be batched"):
         relax.place("chgnet", batch=4)
-    for name, there, expected in (("sevennet-0", "cuda", ("cuda", batch.SIZE)), ("sevennet-0", "cpu", ("cpu", 0)), ("chgnet", "cuda", ("cpu", 0))):
+    cases = ("sevennet-0", "cuda", ("cuda", batch.SIZE)), ("sevennet-0", "cpu", ("cpu", 0)), ("chgnet", "cuda", ("cpu", 0))
+    for name, there, expected in cases:
         monkeypatch.setattr(potentials, "find_device", lambda device, there=there: there if device == "auto" else device)
         assert relax.place(name) == expected
     assert relax.place("sevennet-0", "cpu", 16) == ("cpu", 16)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from meidnet_core import dft, dft_hull, evidence, hull, results
+from meidnet_core import dft, dft_hull, evidence, hull, plots_physics, results
 
 CUBE = [4.0, 4.0, 4.0, 90.0, 90.0, 90.0]
 FORMULA = ["Ba", "Hf", "Se", "Se", "Se"]
@@ -32,8 +32,8 @@ def phases(monkeypatch):
 
 
 def stored(name, symbols, energy, folder, status="ok"):
-    out = {"name": name, "profile": "quick", "status": status, "cell": [CUBE, symbols, [[0.0] * 3] * len(symbols)], "bands": None, "dos": None,
-           "seconds": 1.0}
+    out = {"name": name, "profile": "quick", "status": status, "cell": [CUBE, symbols, [[0.0] * 3] * len(symbols)], "bands": None,
+           "dos": None, "seconds": 1.0}
     dft.save(out | ({"energy_per_atom": energy} if status == "ok" else {}), folder)
     return dft.load(name, "quick", folder)
 
@@ -91,8 +91,9 @@ def test_a_polymorph_of_an_earlier_search_is_none(monkeypatch):
 
 
 def test_claims_name_cell_theory_and_reference():
-    claims = dft_hull.claims_of({"BaHfSe3": {"products": "", "cubic": 55.0, "repaired": 12.0}, "KSnI3": {"products": "", "cubic": 40.0}}, "PBE")
-    assert {k: c["value"] for k, c in claims.items()} == {"ts1.bahfse3.ehull_dft": 55.0, "ts2.bahfse3.ehull": 12.0, "ts1.ksni3.ehull_dft": 40.0}
+    claims = dft_hull.claims_of({"BaHfSe3": {"products": [], "cubic": 55.0, "repaired": 12.0}, "KSnI3": {"products": [], "cubic": 40.0}}, "PBE")
+    value = {k: c["value"] for k, c in claims.items()}
+    assert value == {"ts1.bahfse3.ehull_dft": 55.0, "ts2.bahfse3.ehull": 12.0, "ts1.ksni3.ehull_dft": 40.0}
     assert claims["ts2.bahfse3.ehull"]["split"] == "polymorph (PBE, products of the list)"
 
 
@@ -106,3 +107,14 @@ def test_the_stored_table_follows_from_the_stored_energies():
         assert 1000 * (cubic - hull_energy) == pytest.approx(run["metrics"][f"{f}_cubic"], abs=0.01)
     table = dft_hull.table()
     assert set(table["material"]) == set(dft_hull.cubic_names()) and evidence.POTENTIAL in table.columns[3]
+
+
+def test_the_figure_draws_what_the_table_holds():
+    import matplotlib
+    matplotlib.use("Agg")
+    table = dft_hull.table()
+    left, right = plots_physics.hull_distances(table).axes
+    drawn = {line.get_label(): line for line in left.get_lines()}
+    x = drawn["here, PBE"].get_xdata()
+    assert np.allclose(x[~np.isnan(x)], table["DFT, cubic"].dropna()) and "paper, eSEN" in drawn
+    assert [t.get_text() for t in left.get_yticklabels()] == list(table["material"]) and "repaired" in right.get_title()
