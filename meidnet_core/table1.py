@@ -25,7 +25,7 @@ def measured(runs=None):
     """One row per data set and method with a run: mean and spread over seeds of SM (%) and RMSE on the test split.
 
     For Perov-5 the row MEIDNet is the production model, elsewhere the set autoencoder. Columns: dataset,
-    method, sm, sm_sd, sm_default, rmse, seeds, cells.
+    method, sm, sm_sd, sm_default, rmse, seeds, cells (scored), epochs (trained).
     """
     runs = results.read_runs(results.RESULTS) if runs is None else runs
     rows = []
@@ -42,7 +42,7 @@ def summary(found, prefix):
     m = pd.DataFrame([r["metrics"] for r in found])
     column = lambda key: m[prefix + key] if prefix + key in m else pd.Series(dtype=float)
     return {"sm": column("sm_cdvae").mean(), "sm_sd": column("sm_cdvae").std(), "sm_default": column("sm_default").mean(),
-            "rmse": column("rmse_cdvae").mean(), "seeds": len(found), "cells": found[0]["n"]}
+            "rmse": column("rmse_cdvae").mean(), "seeds": len(found), "cells": found[0]["n"], "epochs": found[0]["config"].get("epochs")}
 
 
 def table(runs=None):
