@@ -204,14 +204,17 @@ CONSISTENT = {"unconstrained": ({}, False), "consistent": ({"charge": 0.3, "role
 
 
 def record(seed, splits, deadline, regimes, experiment="constraints"):
-    """data/results/<experiment>/seed<k>.json: the regimes of one seed; False when the deadline (time.time()) came first."""
+    """data/results/<experiment>/seed<k>.json, unless it is there: the regimes of one seed; False when time.time() passes the deadline."""
     cfg, found = CONFIG.with_(seed=seed), {}
+    config = cfg.to_dict() | {"regimes": regimes}
+    if results.done(experiment, seed, config):
+        return True
     for name, (weights, consistent) in regimes.items():
         if time.time() > deadline:
             return False
         found[name] = measure(*trained(cfg, splits, weights, consistent), splits)
     claims = claims_of(found["unconstrained"], found["constrained"]) if "constrained" in found else {}
-    results.write_run(experiment, f"seed{seed}", config=cfg.to_dict() | {"regimes": regimes}, seed=seed, data_set=cfg.dataset, split="test",
+    results.write_run(experiment, f"seed{seed}", config=config, seed=seed, data_set=cfg.dataset, split="test",
                       n=len(splits.crystals["test"]), metrics=found, claims=claims, wall_time_s=sum(r["seconds"] for r in found.values()))
     return True
 
@@ -226,7 +229,7 @@ def main():
     splits, deadline = prepare(CONFIG, "cpu"), time.time() + 60 * args.minutes
     record_shares(splits)
     choice = (CONSISTENT, "constraints-consistent") if args.consistent else (REGIMES, "constraints")
-    done = [results.done(choice[1], seed) or record(seed, splits, deadline, *choice) for seed in range(args.seeds)]
+    done = [record(seed, splits, deadline, *choice) for seed in range(args.seeds)]
     results.write_claims()
     print(f"{sum(done)} of {args.seeds} seeds recorded")
 

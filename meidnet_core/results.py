@@ -10,6 +10,7 @@ data/results/claims.csv, from which README and book print.
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -57,9 +58,16 @@ def read_table_s1(path=None):
     return pd.read_csv(path or REFERENCE.parent / "table_s1_formulas.csv")
 
 
-def done(experiment, seed):
-    """Is there a run file of this experiment and seed?"""
-    return (RESULTS / experiment / f"seed{seed}.json").exists()
+def done(experiment, seed, config=None):
+    """Is there a run file of this experiment and seed, and, where a config is given, of that one?"""
+    path = RESULTS / experiment / f"seed{seed}.json"
+    return path.exists() and (config is None or _telling(config) == _telling(json.loads(path.read_text())["config"]))
+
+
+def _telling(config):
+    """A config as text, without its seed and what equals a default: an older run that lacks the newest fields says the same."""
+    default = Config().to_dict()
+    return json.dumps({k: v for k, v in config.items() if k != "seed" and (k, v) not in default.items()}, sort_keys=True, default=_plain)
 
 
 def _missing(value):
@@ -202,16 +210,15 @@ def _by_claim(runs, known, reference):
 
 def _check_alike(name, entries):
     """A mean over runs means something only if they differ in nothing but the seed."""
-    def sole(what, values):
-        texts = sorted({json.dumps(value, sort_keys=True) for value in values})
+    def sole(what, values, text=partial(json.dumps, sort_keys=True)):
+        texts = sorted({text(value) for value in values})
         if len(texts) > 1:
             paths = ", ".join(str(run["path"]) for run, _, _ in entries)
             raise ValueError(f"claim {name}: runs mix {what}: {', '.join(texts)} ({paths})")
     sole("experiments", [run["experiment"] for run, _, _ in entries])
     sole("splits", [split for _, _, split in entries])
     sole("data sets", [run["data_set"] for run, _, _ in entries])
-    default = Config().to_dict()                 # an older run lacks the newest fields: that says the same as their defaults
-    sole("configs", [{k: v for k, v in run["config"].items() if k != "seed" and (k, v) not in default.items()} for run, _, _ in entries])
+    sole("configs", [run["config"] for run, _, _ in entries], _telling)
     seeds = [run["seed"] for run, _, _ in entries]
     if len(set(seeds)) < len(seeds):
         folder = entries[0][0]["path"].parent

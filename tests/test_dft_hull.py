@@ -91,7 +91,8 @@ def test_a_polymorph_of_an_earlier_search_is_none(monkeypatch):
 
 
 def test_claims_name_cell_theory_and_reference():
-    claims = dft_hull.claims_of({"BaHfSe3": {"products": [], "cubic": 55.0, "repaired": 12.0}, "KSnI3": {"products": [], "cubic": 40.0}}, "PBE")
+    found = {"BaHfSe3": {"products": [], "cubic": 55.0, "repaired": 12.0}, "KSnI3": {"products": [], "cubic": 40.0}}
+    claims = dft_hull.claims_of(found, "PBE")
     value = {k: c["value"] for k, c in claims.items()}
     assert value == {"ts1.bahfse3.ehull_dft": 55.0, "ts2.bahfse3.ehull": 12.0, "ts1.ksni3.ehull_dft": 40.0}
     assert claims["ts2.bahfse3.ehull"]["split"] == "polymorph (PBE, products of the list)"

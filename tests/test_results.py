@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from meidnet_core import results
+from meidnet_core.config import Config
 
 NONE = math.nan
 HEADER = ",".join(results.REFERENCE_COLUMNS)
@@ -327,3 +328,14 @@ def test_the_committed_claims_are_a_fresh_join(tmp_path):
     assert list(table.columns) == results.COLUMNS
     for source in table["source"][table["source"] != ""]:
         assert all((results.ROOT / part).exists() for part in source.split(";")), source
+
+
+def test_a_run_of_another_configuration_is_not_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    config = Config(epochs=3, seed=1).to_dict() | {"regimes": {"free": ({}, False)}}
+    older = {k: v for k, v in config.items() if k != "descriptors"}                     # written before the field existed
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "seed1.json").write_text(json.dumps({"config": older}))
+    assert results.done("x", 1) and results.done("x", 1, config) and not results.done("x", 2, config)
+    assert not results.done("x", 1, config | {"epochs": 4}) and not results.done("x", 1, config | {"descriptors": True})
+    assert not results.done("x", 1, config | {"regimes": {"free": ({"charge": 1.0}, False)}})
