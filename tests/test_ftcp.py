@@ -212,3 +212,8 @@ def test_evaluate_counts_compositions_matches_and_atoms(perovskites, build):
     assert found["atoms"] == found["composition"] == found["sm_cdvae"] == 75
     none = ftcp.evaluate([worse[0]], cells[:1], 1)
     assert none["sm_cdvae"] == 0 and "rmse_cdvae" not in none
+
+
+def test_a_training_that_was_cut_short_says_so():
+    whole, cut = (ftcp.claims_of("mp_20", {"sm_cdvae": 30.0}, n)["t1.mp20.ftcp"] for n in (ftcp.EPOCHS, 23))
+    assert whole == {"value": 30.0, "split": "test"} and cut["split"] == "test (23 of 200 epochs)"
