@@ -99,7 +99,7 @@ def test_claims_name_cell_theory_and_reference():
 
 
 def test_the_stored_table_follows_from_the_stored_energies():
-    run = next(r for r in results.read_runs() if r["experiment"] == "dft-hull")
+    run = dft_hull.stored()
     names = [f for f in run["curve"] if f"{f}_cubic" in run["metrics"]]
     assert len(names) >= 3
     for f in names:
@@ -119,3 +119,9 @@ def test_the_figure_draws_what_the_table_holds():
     x = drawn["here, PBE"].get_xdata()
     assert np.allclose(x[~np.isnan(x)], table["DFT, cubic"].dropna()) and "paper, eSEN" in drawn
     assert [t.get_text() for t in left.get_yticklabels()] == list(table["material"]) and "repaired" in right.get_title()
+
+
+def test_settings_of_the_paper_are_a_check_and_answer_no_row():
+    assert not dft_hull.stored("paper")["claims"] and dft_hull.stored()["claims"]
+    both = dft_hull.convergence()
+    assert len(both) and (both["quick"] - both["paper"]).abs().max() < 15
