@@ -133,7 +133,8 @@ def write(profile="quick"):
     seconds = [json.loads(p.read_text())["seconds"] for p in dft.STORE.glob(f"*-phase-{profile}.json")]
     return results.write_run("dft-hull", profile, config={"profile": profile, "xc": "PBE", "ytterbium": "2+"}, seed=None, n=len(found),
                              data_set="paper, Tables S1 and S2", split="cubic and repaired", metrics=m, wall_time_s=sum(seconds),
-                             claims=claims_of(found, f"PBE, GPAW {profile}") if profile == CLAIMED else {}, curve={f: r["products"] for f, r in found.items()})
+                             claims=claims_of(found, f"PBE, GPAW {profile}") if profile == CLAIMED else {},
+                             curve={f: r["products"] for f, r in found.items()})
 
 
 def stored(profile=CLAIMED):
