@@ -321,8 +321,8 @@ def run(dataset, seed=0, epochs=EPOCHS, minutes=None, split="test", bf16=False, 
     m = evaluate(reconstruct(model, layout, tensors[split]), cells[split], processes)
     m |= {"loss": history[-1]["loss"], "seconds_per_epoch": seconds / len(history)}
     if split == "test":
-        config = SETTINGS | CHOICES | {"epochs": len(history), "epochs_original": EPOCHS, "lr_step_epochs": rate_steps(epochs), "bf16": bf16,
-                                       "rows": layout.rows, "train_cells": len(tensors["train"]["g"])}
+        config = SETTINGS | CHOICES | {"epochs": len(history), "epochs_original": EPOCHS, "lr_step_epochs": rate_steps(epochs),
+                                       "bf16": bf16, "rows": layout.rows, "train_cells": len(tensors["train"]["g"])}
         results.write_run(f"{dataset}-ftcp", f"seed{seed}", config=config, seed=seed, data_set=dataset, split=split,
                           n=len(cells[split]), metrics=m, claims=claims_of(dataset, m, len(history)), wall_time_s=seconds)
     return m

@@ -10,7 +10,6 @@ data/results/claims.csv, from which README and book print.
 import json
 import math
 import os
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -208,9 +207,13 @@ def _by_claim(runs, known, reference):
     return found
 
 
+def _sorted_json(value):
+    return json.dumps(value, sort_keys=True)
+
+
 def _check_alike(name, entries):
     """A mean over runs means something only if they differ in nothing but the seed."""
-    def sole(what, values, text=partial(json.dumps, sort_keys=True)):
+    def sole(what, values, text=_sorted_json):
         texts = sorted({text(value) for value in values})
         if len(texts) > 1:
             paths = ", ".join(str(run["path"]) for run, _, _ in entries)

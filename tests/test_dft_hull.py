@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from meidnet_core import dft, dft_hull, evidence, hull, plots_physics, results
+from meidnet_core import dft, dft_hull, evidence, hull, plots_physics
 
 CUBE = [4.0, 4.0, 4.0, 90.0, 90.0, 90.0]
 FORMULA = ["Ba", "Hf", "Se", "Se", "Se"]
