@@ -6,8 +6,8 @@ the network answers all: the same optimisers, the same rows, one launch where th
 
 import threading
 from collections import deque
+from concurrent.futures import Future
 from queue import Queue
-from types import SimpleNamespace
 
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
@@ -23,15 +23,12 @@ class Gather:
 
     def ask(self, atoms):
         """Results {energy, forces, stress} of one crystal; raises what evaluating it raised."""
-        slot = SimpleNamespace(atoms=atoms, done=threading.Event(), results=None, error=None)
+        future = Future()
         with self.lock:
-            self.waiting.append(slot)
+            self.waiting.append((atoms, future))
             batch = self._complete()
         self._answer(batch)
-        slot.done.wait()
-        if slot.error is not None:
-            raise slot.error
-        return slot.results
+        return future.result()
 
     def enter(self):
         with self.lock:
@@ -56,16 +53,18 @@ class Gather:
             return
         self.calls += 1
         try:
-            for slot, found in zip(batch, self.evaluate([s.atoms for s in batch]), strict=True):
-                slot.results = found
+            found = self.evaluate([atoms for atoms, _ in batch])
         except Exception:                                            # whichever crystal it was says so below
-            for slot in batch:
-                try:
-                    slot.results = self.evaluate([slot.atoms])[0]
-                except Exception as error:
-                    slot.error = error
-        for slot in batch:
-            slot.done.set()
+            return self._one_by_one(batch)
+        for (_, future), results in zip(batch, found, strict=True):
+            future.set_result(results)
+
+    def _one_by_one(self, batch):
+        for atoms, future in batch:
+            try:
+                future.set_result(self.evaluate([atoms])[0])
+            except Exception as error:
+                future.set_exception(error)
 
 
 class Waiting(Calculator):

@@ -55,7 +55,7 @@ class Entry:
     @property
     def done(self):
         """A run file of exactly this configuration is there; one of another configuration is replaced."""
-        return self.path.exists() and Config.from_dict(json.loads(self.path.read_text())["config"]) == self.cfg
+        return results.done(self.experiment, self.cfg.seed, self.cfg.to_dict())
 
 
 def tag_of(name, base):

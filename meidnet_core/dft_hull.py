@@ -1,6 +1,6 @@
 """Energy above the hull by DFT: a perovskite against the phases into which the Materials Project says it falls apart.
 
-    python -m meidnet_core.dft_hull divalent   # cubic cells with Yb 2+, as the Materials Project treats ytterbium
+    python -m meidnet_core.dft divalent        # cubic cells with Yb 2+, as the Materials Project treats ytterbium
     python -m meidnet_core.dft_hull phases     # the competing phases, one self-consistent run each (minutes to a quarter of an hour)
     python -m meidnet_core.dft_hull claims     # energies above hull -> data/results/dft-hull, claims.csv
 
@@ -14,9 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import crystal, dft, evidence, hull, repair, results
+from . import dft, evidence, hull, results
 
-DIVALENT = ("YbYSe3", "YbFeSe3", "YbCoSe3", "YbMnSe3", "YbTaO3")        # YbScSe3 comes from dft.py
 CLAIMED = "quick"                                     # the profile that answers rows of paper.csv; `paper`: what it costs in accuracy
 LEFT_OUT = {"EuTaO3": "open 4f shell of Eu", "EuCoO3": "open 4f shell of Eu, +U of Co"}     # PBE places neither
 
@@ -35,8 +34,9 @@ def known_cells():
 
 def compact(cell):
     """Niggli cell: the one with the shortest edges, which the grids of plane waves need."""
-    structure = crystal.to_structure(*cell).get_reduced_structure()
-    return list(structure.lattice.parameters), [s.symbol for s in structure.species], structure.frac_coords
+    from .large_cells import niggli
+    lattice, frac = niggli(cell[0], cell[2])
+    return lattice, cell[1], frac
 
 
 def products(symbols):
@@ -44,21 +44,15 @@ def products(symbols):
 
     HullError when an element that is needed has no cell.
     """
-    from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
     from pymatgen.core import Composition
-    system, cells, listed = frozenset(symbols), known_cells(), hull.listed()
-    energy = {key: 0.0 if len(key) == 1 else listed[key] for key in cells
-              if {e for e, _ in key} <= system and (len(key) == 1 or key in listed)}
-    energy |= {((e, 1),): 0.0 for e in system}
-    formula = lambda key: Composition(dict(key))
-    diagram = PhaseDiagram([PDEntry(formula(k), v * formula(k).num_atoms, name=str(k)) for k, v in energy.items()])
-    by_formula = {formula(k).reduced_formula: k for k in energy}
-    found = diagram.get_decomposition(Composition("".join(symbols)))
-    parts = [(round(float(x), 9), by_formula[p.composition.reduced_formula]) for p, x in found.items()]
+    cells = known_cells()
+    found = hull.list_diagram(frozenset(symbols), frozenset(cells)).get_decomposition(Composition("".join(symbols)))
+    key = lambda entry: hull.whole({e.symbol: int(n) for e, n in entry.composition.items()})
+    parts = [(round(float(x), 9), key(entry)) for entry, x in found.items()]
     missing = [e for _, k in parts if k not in cells for e, _ in k]
     if missing:
         raise hull.HullError(f"{''.join(symbols)}: no cell of {', '.join(sorted(missing))} in MP-20")
-    return [(x, compact(cells[k])) for x, k in sorted(parts, reverse=True)]
+    return [(x, cells[k]) for x, k in sorted(parts, reverse=True)]
 
 
 def name_of(cell):
@@ -78,8 +72,8 @@ def cubic_names():
 
 
 def needed(formulas):
-    """{name: cell} of the competing phases of formulas, small cells first."""
-    cells = {name_of(c): c for f in formulas for _, c in products(evidence.hull_symbols(f))}
+    """{name: compact cell} of the competing phases of formulas, small cells first."""
+    cells = {name_of(c): compact(c) for f in formulas for _, c in products(evidence.hull_symbols(f))}
     return dict(sorted(cells.items(), key=lambda item: len(item[1][1])))
 
 
@@ -97,11 +91,9 @@ def above(result, profile="quick", store=dft.STORE):
 
 def results_of(formula, profile="quick"):
     """{"cubic", "repaired": dft result or None} of a material of Table S1; a polymorph of an earlier search is none."""
-    chosen, end = evidence.polymorphs().get(formula), "-polymorph" + "-divalent" * formula.startswith("Yb")
-    cubic, repaired = (dft.load(n, profile) for n in (cubic_names()[formula], formula + end))
-    if repaired and not (chosen and dft.same_crystal(repaired["cell"], repair.cell_from(chosen))):
-        repaired = None
-    return {"cubic": cubic, "repaired": repaired}
+    end = cubic_names()[formula].removeprefix(formula)
+    stored = lambda suffix: evidence.bands([formula], profile, suffix + end).get(formula)
+    return {"cubic": stored(""), "repaired": stored("-polymorph")}
 
 
 def places(profile="quick"):
@@ -110,7 +102,7 @@ def places(profile="quick"):
     for f in cubic_names():
         out[f] = {"products": [[x, name_of(c).removesuffix("-phase")] for x, c in products(evidence.hull_symbols(f))]}
         for key, r in results_of(f, profile).items():
-            value = above(r, profile) if r and "energy_per_atom" in r else None
+            value = above(r, profile) if r else None
             out[f] |= {} if value is None else {key: 1000 * value}
     return out
 
@@ -139,7 +131,7 @@ def write(profile="quick"):
 
 def stored(profile=CLAIMED):
     """The run file of `write`, as a dict."""
-    return json.loads((results.RESULTS / "dft-hull" / f"{profile}.json").read_text())
+    return results.read_run("dft-hull", profile)
 
 
 def convergence():
@@ -154,7 +146,7 @@ def table(profile=CLAIMED, potential=evidence.POTENTIAL):
     """Distances to the hull (meV/atom), DFT here, potential, paper: a DataFrame from the stored runs."""
     import pandas as pd
     run, repaired = stored(profile), evidence.stored_places(potential)
-    cubic = json.loads((results.RESULTS / "table-s1" / f"{potential}.json").read_text())["metrics"]
+    cubic = results.read_run("table-s1", potential)["metrics"]
     paper, m = results.read_reference().set_index("id").paper, run["metrics"]
     rows = []
     for f, parts in run["curve"].items():
@@ -168,7 +160,7 @@ def table(profile=CLAIMED, potential=evidence.POTENTIAL):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["divalent", "phases", "claims"])
+    parser.add_argument("what", choices=["phases", "claims"])
     parser.add_argument("--profile", choices=["quick", "paper"], default="quick")
     parser.add_argument("--materials", nargs="*", help="formulas of Table S1 (all but those with Eu)")
     parser.add_argument("--ranks", type=int, default=2)
@@ -176,14 +168,11 @@ def main():
     args = parser.parse_args()
     if args.what == "claims":
         write(args.profile)
+        evidence.write_repair()                                      # which gives up the rows that DFT answers now
         return print(results.counts_line(results.write_claims()))
-    if args.what == "divalent":
-        jobs = {f"{f}-divalent": dft.cubic_start(f) for f in args.materials or DIVALENT}
-    else:
-        jobs = needed(args.materials or list(cubic_names()))
-    kind = "pbe" if args.what == "divalent" else "phase"
+    jobs = needed(args.materials or list(cubic_names()))
     for k, (name, cell) in enumerate(jobs.items()):
-        out = dft.run(name, cell, args.profile, kind, args.ranks, timeout=args.timeout, setups=divalent(cell[1]))
+        out = dft.run(name, cell, args.profile, "phase", args.ranks, timeout=args.timeout, setups=divalent(cell[1]))
         print(f"{k + 1}/{len(jobs)} {name} ({len(cell[1])} atoms): {out['status']}, {out['seconds']:.0f} s", flush=True)
 
 

@@ -243,7 +243,7 @@ def placed(found, potential=POTENTIAL):
 
 def stored_places(potential=POTENTIAL):
     """{formula: {before, after}} of `placed`, as write_repair stored it: the hull itself is a table that a reader may not have."""
-    m = json.loads((results.RESULTS / "repair" / f"{potential}.json").read_text())["metrics"]
+    m = results.read_run("repair", potential)["metrics"]
     keys = {f: {k: f"{f}_ehull_{k}" for k in ("before", "after")} for f in dft.FIGURE4}
     return {f: {k: m[name] for k, name in names.items() if name in m} for f, names in keys.items()}
 
@@ -256,7 +256,7 @@ def hull_symbols(formula):
 def write_repair(potential=POTENTIAL, seed=0):
     """Table S2 and Figure S7 in numbers."""
     found, m, claims, known = polymorphs(potential, seed), {}, {}, set(results.read_reference()["id"])
-    by_dft = {name for r in results.read_runs() if r["experiment"] == "dft-hull" for name in r["claims"]}     # dft_hull.py answers these
+    by_dft = {name for r in results.read_runs(results.RESULTS / "dft-hull") for name in r["claims"]}          # dft_hull.py answers these
     for f, r in found.items():
         above = placed(r, potential)
         m |= {f"{f}_ehull_{k}": v for k, v in above.items()}

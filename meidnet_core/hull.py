@@ -129,8 +129,8 @@ def listed():
 
 
 @lru_cache(4096)
-def list_diagram(elements):
-    """PhaseDiagram of a chemical system (frozenset of symbols) from the list; elements at 0."""
+def list_diagram(elements, only=None):
+    """PhaseDiagram of a chemical system (frozenset of symbols) from the list; elements at 0. only: frozenset of `whole`s to keep."""
     from itertools import combinations
 
     from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
@@ -140,6 +140,8 @@ def list_diagram(elements):
     for n in range(2, len(elements) + 1):
         for part in combinations(sorted(elements), n):
             for i in rows.get(frozenset(part), ()):
+                if only is not None and whole(parsed[i]) not in only:
+                    continue
                 c = Composition(parsed[i])
                 entries.append(PDEntry(c, energy[i] * c.num_atoms))
     return PhaseDiagram(entries)

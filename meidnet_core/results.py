@@ -60,7 +60,12 @@ def read_table_s1(path=None):
 def done(experiment, seed, config=None):
     """Is there a run file of this experiment and seed, and, where a config is given, of that one?"""
     path = RESULTS / experiment / f"seed{seed}.json"
-    return path.exists() and (config is None or _telling(config) == _telling(json.loads(path.read_text())["config"]))
+    return path.exists() and (config is None or _telling(config) == _telling(read_run(experiment, f"seed{seed}")["config"]))
+
+
+def read_run(experiment, run):
+    """One run file of data/results as a dict."""
+    return json.loads((RESULTS / experiment / f"{run}.json").read_text())
 
 
 def _telling(config):
@@ -207,13 +212,9 @@ def _by_claim(runs, known, reference):
     return found
 
 
-def _sorted_json(value):
-    return json.dumps(value, sort_keys=True)
-
-
 def _check_alike(name, entries):
     """A mean over runs means something only if they differ in nothing but the seed."""
-    def sole(what, values, text=_sorted_json):
+    def sole(what, values, text=json.dumps):
         texts = sorted({text(value) for value in values})
         if len(texts) > 1:
             paths = ", ".join(str(run["path"]) for run, _, _ in entries)

@@ -19,6 +19,14 @@ LISTED = {hull.reduced(["Ba", "Se"]): -2.0, hull.reduced(["Hf", "Se", "Se"]): -1
           hull.reduced(["Ba", "Se", "Se"]): -1.0}
 
 
+def lists(monkeypatch, listed):
+    """The list of ground states holds these {hull.whole: eV/atom}."""
+    parsed = [dict(key) for key in listed]
+    found = ["".join(f"{e}{n}" for e, n in key) for key in listed], parsed, np.array(list(listed.values())), hull._index(parsed)
+    monkeypatch.setattr(hull, "ground_states", lambda: found)
+    hull.list_diagram.cache_clear()
+
+
 @pytest.fixture
 def phases(monkeypatch):
     """BaSe, HfSe2, Se and an unstable BaSe2 with cells; BaHfSe is listed, but nobody knows its cell."""
@@ -26,9 +34,10 @@ def phases(monkeypatch):
     known.cache_clear()
     labels = np.array([[-2.0, 0, 0], [-1.5, 0, 0], [0.0, 0, 0], [-1.0, 0, 0]])
     monkeypatch.setattr(hull, "known_phases", lambda: (PHASES, labels, [frozenset(c[1]) for c in PHASES]))
-    monkeypatch.setattr(hull, "listed", lambda: LISTED)
+    lists(monkeypatch, LISTED)
     yield
     known.cache_clear()
+    hull.list_diagram.cache_clear()
 
 
 def stored(name, symbols, energy, folder, status="ok"):
@@ -46,7 +55,7 @@ def test_products_are_listed_phases_whose_cell_is_known(phases):
 
 def test_the_material_itself_counts_as_another_polymorph(phases, monkeypatch):
     same = cell(FORMULA)
-    monkeypatch.setattr(hull, "listed", lambda: LISTED | {hull.reduced(FORMULA): -3.0})
+    lists(monkeypatch, LISTED | {hull.reduced(FORMULA): -3.0})
     monkeypatch.setattr(dft_hull, "known_cells", lambda: {hull.reduced(c[1]): c for c in [*PHASES, same]})
     assert [(x, dft_hull.name_of(c)) for x, c in dft_hull.products(FORMULA)] == [(1.0, "BaHfSe3-phase")]
 
@@ -83,7 +92,7 @@ def test_ytterbium_is_divalent_everywhere(monkeypatch):
 
 def test_a_polymorph_of_an_earlier_search_is_none(monkeypatch):
     cells = {"KTaSe3": [CUBE, FORMULA, []], "KTaSe3-polymorph": [CUBE, FORMULA, []]}
-    monkeypatch.setattr(dft, "load", lambda name, profile: {"cell": cells[name]})
+    monkeypatch.setattr(dft, "load", lambda name, profile: {"cell": cells[name], "gap": {}})
     for same in (True, False):
         monkeypatch.setattr(dft, "same_crystal", lambda a, b, same=same: same)
         found = dft_hull.results_of("KTaSe3")
