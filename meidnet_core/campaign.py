@@ -19,7 +19,7 @@ import torch
 from . import experiments, losses, metrics, results
 from .config import IMPROVED, PRESETS, Config
 from .seeds import best, curves, epochs_to, largest_gain, values
-from .train import train
+from .train import Diverged, train
 
 # About 75 s a run on one CPU thread, in place of the 500 (Figure S1) and 200 (Figure 2a) epochs of the paper. Without the
 # noise that `improved` needs for its long schedule: with it a run ends at SM 28 % instead of 60 %.
@@ -148,7 +148,8 @@ def same_run(cfg):
     """The stored run of exactly this configuration and seed, or None: campaigns share it."""
     ours = cfg.to_dict()                                               # a run file may be older than the newest fields
     match = lambda c: c.keys() <= ours.keys() and "epochs" in c and Config.from_dict(c) == cfg
-    return next((r for r in results.read_runs(results.RESULTS) if "curve" in r and match(r["config"])), None)
+    return next((r for r in results.read_runs(results.RESULTS) if "curve" in r and "diverged" not in r["metrics"] and match(r["config"])),
+                None)
 
 
 def tested(model, splits):
@@ -167,13 +168,28 @@ def execute(entry, splits, progress=True, device="auto"):
         extra = {k: known[k] for k in ("device", "threads", "cpu", "packages", "commit", "date", "curve")}
         return write(entry, known["metrics"], known["wall_time_s"], same_run=f"{known['experiment']}/{known['run']}", **extra)
     state = experiments.RUNS / f"{entry.experiment}-{entry.run}.safetensors"
-    run = trained(entry.cfg, splits, checkpoint=state, progress=progress, device=device)
+    try:
+        run = trained(entry.cfg, splits, checkpoint=state, progress=progress, device=device)
+    except Diverged as error:                                          # a row, not an exception; the checkpoint stays
+        return write_diverged(entry, error.run)
     m = tested(run.model, splits) | held_out_reconstruction(run.model, splits.tensors["test"])
     m |= {"parameters": sum(p.numel() for p in run.model.parameters())}
-    path = write(entry, m, run.seconds, curve={k: [float(f"{h[k]:.5g}") for h in run.history] for k in CURVE})
+    path = write(entry, m, run.seconds, curve=curve_of(run))
     for old in (state, state.with_suffix(".json")):
         old.unlink(missing_ok=True)
     return path
+
+
+def curve_of(run):
+    return {k: [float(f"{h[k]:.5g}") for h in run.history] for k in CURVE}
+
+
+def write_diverged(entry, run):
+    """The run file of a training whose loss became infinite or NaN: its curve and its last finite epoch, no claim, no score."""
+    last = run.history[-1] if run.history else {}
+    m = {"diverged": len(run.history)} | {k: float(f"{last[k]:.5g}") for k in (*CURVE[:5], "val_exact", "val_cosine") if k in last}
+    return results.write_run(entry.experiment, entry.run, config=entry.cfg.to_dict(), seed=entry.cfg.seed, data_set=entry.cfg.dataset,
+                             split="val", n=VAL_CELLS, metrics=m, claims={}, wall_time_s=run.seconds, curve=curve_of(run))
 
 
 def labelled(value, split, cfg):       # the split says by which protocol: the paper's number comes from a longer schedule
@@ -194,19 +210,25 @@ def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True):
         if minutes and time.time() - start > 60 * minutes:
             return len(missing) - k
         m = json.loads(execute(entry, splits, progress).read_text())["metrics"]
-        print(f"{k + 1}/{len(missing)} {entry.experiment}/{entry.run}: SM {m['sm_cdvae']:.2f} %, cosine {m['cosine']:.3f}", flush=True)
+        told = f"diverged after {m['diverged']} epochs" if "diverged" in m else f"SM {m['sm_cdvae']:.2f} %, cosine {m['cosine']:.3f}"
+        print(f"{k + 1}/{len(missing)} {entry.experiment}/{entry.run}: {told}", flush=True)
     summarise(name, base, seeds)
     return 0
 
 
 def stored(name, base=SWEEP):
-    """{variant: runs ordered by seed} of a campaign, from data/results; ValueError when a variant has none."""
-    found, start = results.read_runs(results.RESULTS), len(f"{name}-{tag_of(name, base)}")
+    """{variant: runs ordered by seed} of a campaign, from data/results, but for those that diverged; ValueError when a variant has none."""
+    found, start = [r for r in results.read_runs(results.RESULTS) if "diverged" not in r["metrics"]], len(f"{name}-{tag_of(name, base)}")
     groups = {e.experiment[start:]: [r for r in found if r["experiment"] == e.experiment] for e in table(name, base, 1)}
     missing = [v for v, runs in groups.items() if not runs]
     if missing:
         raise ValueError(f"no runs of {', '.join(missing)} in data/results; first run: python -m meidnet_core.campaign {name}")
     return {v: sorted(runs, key=lambda r: r["seed"]) for v, runs in groups.items()}
+
+
+def diverged(name):
+    """Runs of a campaign, of whatever schedule, whose loss did not stay finite."""
+    return [r for r in results.read_runs(results.RESULTS) if r["experiment"].startswith(f"{name}-") and "diverged" in r["metrics"]]
 
 
 # ---- what the campaigns answer ------------------------------------------------------------------

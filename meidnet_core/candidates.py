@@ -16,6 +16,7 @@ ANIONS = ("H", "N", "O", "F", "S", "Cl", "Se", "Br", "Te", "I")
 RADIOACTIVE = ("Tc", "Pm", "Ac", "Th", "Pa", "U", "Np", "Pu")
 TOXIC = ("Be", "As", "Cd", "Hg", "Tl", "Pb")
 SCARCE = ("Ru", "Rh", "Pd", "Re", "Os", "Ir", "Pt", "Au", "Te")
+GAP_LABELS = ("dir_gap", "pbe_gap")
 METHODS = ("ours", "strict", "unmoved", "paper", "gap", "screening", "ensemble", "window", "random")
 FEEDBACK = {"ours-feedback": "ours", "screening-feedback": "screening"}     # chosen in batches, each relaxed before the next is chosen
 EXCHANGE = 0.1                 # eV/atom of predicted stability that a miss of the gap by 1 eV (beyond the tolerance) is worth
@@ -155,13 +156,14 @@ class Designer:
 
     models: an ensemble that judges; one of them generates, another one for each seed. train: CrystalSet; its compositions
     are not proposed, nor are those in `known` (data.composition_key), unless novel=False.
-    exclude, include, anions: element filters. tolerance: eV by which the predicted gap may miss the target.
+    exclude, include, anions: element filters. tolerance: eV by which the predicted gap may miss the target, agreement: eV by which
+    the models may differ about it (a standard deviation) and still count as sure.
     symmetrize: put the decoded atoms on the ideal sites of a cube of the same volume.
     """
 
     def __init__(self, models, train, exclude=RADIOACTIVE, include=None, anions=ANIONS, tolerance=0.1, symmetrize=False,
-                 known=frozenset(), novel=True):
-        self.models, self.train, self.tolerance, self.symmetrize = models, train, tolerance, symmetrize
+                 known=frozenset(), novel=True, agreement=0.1):
+        self.models, self.train, self.symmetrize, self.tolerance, self.agreement = models, train, symmetrize, tolerance, agreement
         self.labels, self.elements = list(models[0].cfg.labels), models[0].shape.elements
         self.sites = sites_of(self.elements, exclude, include, anions)
         self.known, self.constant = seen(train) | known if novel else frozenset(), CubicConstant(train)
@@ -224,8 +226,13 @@ class Designer:
 
     def missed(self, proposal, target):
         """(M,) eV by which the predicted gap misses the target, the larger miss of two."""
-        gaps = [np.abs(proposal.mean[:, self.labels.index(l)] - v) for l, v in target.items() if l in ("dir_gap", "pbe_gap")]
+        gaps = [np.abs(proposal.mean[:, self.labels.index(l)] - v) for l, v in target.items() if l in GAP_LABELS]
         return np.max(gaps, 0) if gaps else np.zeros(len(proposal.mean))
+
+    def sure(self, proposal, target):
+        """(M,) bool: the gap is on target and the models agree about it (one model always agrees with itself)."""
+        spreads = [proposal.spread[:, self.labels.index(l)] for l in target if l in GAP_LABELS]
+        return (self.missed(proposal, target) <= self.tolerance) & np.all([s <= self.agreement for s in spreads], 0)
 
     def ranked(self, proposal, target, count, lesson=None):
         """The `count` best by predicted stability (its spread over models and a Lesson added) and EXCHANGE times the miss of the gap."""
@@ -276,13 +283,17 @@ def first_of_each(proposal):
 
 
 def on_target(designer, target, count, **options):
-    """`ours`, only crystals whose predicted gap meets the target. NothingFound (with the nearest) when there is none."""
+    """`ours`, only crystals whose predicted gap meets the target, those first of which the models are `sure`.
+
+    NothingFound (with the nearest) when there is none.
+    """
     found = designer.propose("ours", target, max(8 * count, 200), **options)
     miss = designer.missed(found, target)
     if not (miss <= designer.tolerance).any():
         raise NothingFound(f"no crystal within {designer.tolerance} eV of {target}; {len(miss)} distinct new ones were looked at, the "
                            f"nearest misses by {miss.min() if len(miss) else float('nan'):.2f} eV", found.select(np.argsort(miss)[:5]))
-    return found.select(np.flatnonzero(miss <= designer.tolerance)[:count])
+    found = found.select(miss <= designer.tolerance)
+    return found.select(np.argsort(~designer.sure(found, target), kind="stable")[:count])
 
 
 def _blocks(crystals, size=4000):

@@ -12,22 +12,17 @@ import os
 import shutil
 import subprocess
 import sys
-import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from .dft_store import ARRAYS, STORE, DFTError, check_same, load, save
 from .gpaw_job import read
-from .results import ROOT, _write_atomic
+from .results import ROOT
 
 CUBE, LARGE = 5.2, 10          # angstrom; atoms beyond which a band path gets two thirds of its points
-STORE, WORK = ROOT / "data" / "dft", ROOT / "runs" / "dft"
-ARRAYS = ("bands", "dos")
-
-
-class DFTError(RuntimeError):
-    """A calculation cannot be started; the message says what is missing."""
+WORK = ROOT / "runs" / "dft"
 
 
 @dataclass(frozen=True)
@@ -185,7 +180,7 @@ def gaps(energies, kpoints, electrons, magnetic=False):
 
     indirect, direct (eV, 0 for a metal), overlap = lowest level above the valence bands minus their top (eV, negative: they overlap),
     metal, and the k-points. Bands are counted, in a magnetic cell by the Fermi level. An odd number of electrons without magnetism
-    leaves a hole in the valence bands: a metal, whatever the overlap.
+    leaves a hole in the valence bands: a metal, whatever the overlap. window, window_at: see `window`.
     """
     e, k, odd = np.asarray(energies), np.asarray(kpoints), round(electrons) % 2 == 1 and not magnetic
     below = (e < 0).sum(2)                                                # (S, K)
@@ -196,7 +191,21 @@ def gaps(energies, kpoints, electrons, magnetic=False):
     overlap = float(bottom[c] - top[v])
     metal = bool(overlap <= 0 or odd or (magnetic and (below != below[:, :1]).any()))
     return {"indirect": 0.0 if metal else overlap, "direct": 0.0 if metal else float(vertical[d]), "overlap": overlap, "metal": metal,
-            "vbm_k": k[v].tolist(), "cbm_k": k[c].tolist(), "direct_k": k[d].tolist()}
+            "vbm_k": k[v].tolist(), "cbm_k": k[c].tolist(), "direct_k": k[d].tolist(), **window(e)}
+
+
+def window(energies, within=2.0):
+    """Widest window without levels of either spin whose middle lies within so many eV of the Fermi level, of eigenvalues (S, K, B) in eV.
+
+    {"window": its width, 0 when there is none, "window_at": its middle, None then}: the gap that a metal would have if doping or a
+    defect moved the Fermi level there, as Table S2 gives it for metals.
+    """
+    low, high = np.min(energies, 1).ravel(), np.max(energies, 1).ravel()                     # of every band
+    order = np.argsort(low)
+    low, high = low[order], np.maximum.accumulate(high[order])
+    found = [(float(b - a), float(a + b) / 2) for a, b in zip(high[:-1], low[1:]) if b > a and abs(a + b) / 2 <= within]
+    width, middle = max(found, default=(0.0, None))
+    return {"window": width, "window_at": middle}
 
 
 def collect(name, job, folder, profile):
@@ -232,7 +241,7 @@ def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=No
     store = Path(store or STORE)
     found = load(name, profile, store)
     if found and found["status"] == "ok":
-        _check_same(found["cell"], cell, name)
+        check_same(found["cell"], cell, name)
         plain = lambda s: {k: v for k, v in s.items() if "kpts" not in k}           # meshes of polymorphs follow their cells
         if plain(found["settings"]) != plain(asdict(along_path(PROFILES[profile], kind, len(cell[1])))):
             raise DFTError(f"{name}: the stored result has other settings than the profile {profile}; delete it")
@@ -246,63 +255,6 @@ def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=No
     save(out, store)
     if out["status"] == "ok":
         (folder / "scf.gpw").unlink(missing_ok=True)
-    return out
-
-
-def same_crystal(a, b):
-    """Are two cells one crystal, but for its volume (within a fifth)? Beyond five atoms pymatgen's StructureMatcher has to agree."""
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    from .crystal import to_structure
-    from .hull import reduced
-    from .relax import to_atoms
-    volume = [to_atoms(c).get_volume() / len(c[1]) for c in (a, b)]
-    if reduced(list(a[1])) != reduced(list(b[1])) or abs(np.log(volume[0] / volume[1])) > 0.2:
-        return False
-    return max(len(a[1]), len(b[1])) <= 5 or StructureMatcher(0.05, 0.05, 1.5).fit(to_structure(*a), to_structure(*b))
-
-
-def _check_same(stored, cell, name):
-    if not same_crystal(stored, cell):
-        raise DFTError(f"{name}: the stored result is of another crystal; choose another name or folder")
-
-
-# ---- storage ------------------------------------------------------------------------------------
-
-def save(out, store=STORE):
-    """<name>-<profile>.json, and .npz with the bands and the density of states (float32)."""
-    name, arrays, plain = f"{out['name']}-{out['profile']}", {}, dict(out)
-    for part in ARRAYS:
-        if out[part]:
-            arrays |= {f"{part}.{k}": np.asarray(v, np.float32) for k, v in out[part].items() if isinstance(v, np.ndarray)}
-            plain[part] = {k: v for k, v in out[part].items() if not isinstance(v, np.ndarray)}
-    Path(store).mkdir(parents=True, exist_ok=True)
-    path, part = Path(store) / f"{name}.npz", Path(store) / f".{name}.{os.getpid()}.npz"
-    if arrays:                                                        # first: a JSON never stands without its arrays
-        np.savez_compressed(part, **arrays)
-        os.replace(part, path)
-    else:
-        path.unlink(missing_ok=True)
-    _write_atomic(Path(store) / f"{name}.json", json.dumps(plain, indent=1) + "\n")
-
-
-def load(name, profile, store=STORE):
-    """A stored result with its arrays, or None; DFTError naming the file when it is no JSON."""
-    path = Path(store) / f"{name}-{profile}.json"
-    if not path.exists():
-        return None
-    try:
-        out = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise DFTError(f"{path}: not a stored result ({error}); delete it") from error
-    if path.with_suffix(".npz").exists():
-        try:
-            arrays = dict(np.load(path.with_suffix(".npz")))
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise DFTError(f"{path.with_suffix('.npz')}: no arrays ({error}); delete it and the .json beside it") from error
-        for key, value in arrays.items():
-            part, field = key.split(".")
-            out[part][field] = value.astype(float)
     return out
 
 

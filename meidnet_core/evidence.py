@@ -10,9 +10,10 @@ import time
 
 import numpy as np
 
-from . import dft, hull, phonons, relax, repair, results
+from . import dft, dft_store, hull, phonons, relax, repair, results
 
 FIGURE5 = ("KTaSe3", "LaScSe3", "YbScSe3", "BaHfSe3")
+SHIFTED = ("YbFeSe3", "YbMnSe3", "YbCoSe3", "TmMnSe3")      # repaired ones of which Table S2 gives a gap off the Fermi level: metals
 KNOWN = ("SrTiO3", "CsPbI3")              # leave the cubic phase: by rotations (a0a0c-), by tilts (Pnma)
 PHONONS, POLYMORPHS = results.ROOT / "data" / "phonons", results.ROOT / "data" / "polymorphs"
 POTENTIAL = "sevennet-0"
@@ -39,7 +40,7 @@ def bands(names, profile="quick", suffix="", folder=None):
     found = {f: r for f, r in found.items() if r and "gap" in r}
     if suffix.startswith("-polymorph"):
         chosen = polymorphs(folder=folder)
-        found = {f: r for f, r in found.items() if f in chosen and dft.same_crystal(r["cell"], repair.cell_from(chosen[f]))}
+        found = {f: r for f, r in found.items() if f in chosen and dft_store.same_crystal(r["cell"], repair.cell_from(chosen[f]))}
     return found
 
 
@@ -142,11 +143,12 @@ def polymorph_table(found, most=3):
 
 
 def repaired_gaps(formulas, before, after):
-    """PBE gaps (eV) before and after repair, {formula: dft result} each, beside the paper's."""
+    """PBE gaps (eV) before and after repair, {formula: dft result} each, beside the paper's; a metal's is `answer`'s window."""
     import pandas as pd
     gap, first, second = (lambda r: r and r["gap"]["indirect"]), paper_gaps("before"), paper_gaps("after")
     return pd.DataFrame([{"material": f, "paper, cubic": first.get(f), "here, cubic": gap(before.get(f)), "paper, repaired": second.get(f),
-                          "here, repaired": gap(after.get(f)), "kind": kind(after.get(f)),
+                          "here, repaired": answer(f, after[f]) if f in after else None, "kind": kind(after.get(f)),
+                          "window at": after[f]["gap"]["window_at"] if f in after and f in SHIFTED else None,
                           "atoms": len(after[f]["cell"][1]) if f in after else None} for f in formulas])
 
 
@@ -186,16 +188,21 @@ def gap_claims(found, where, theory):
                   f"ts1.{low}.gap_dft": g["indirect"], f"f4.{low}.metal": int(g["metal"]),
                   f"f4.{low}.indirect": int(not g["metal"] and not direct)}
         if where == "after":
-            values = {f"ts2.{low}.gap": g["indirect"], f"f5.{low}.direct": int(direct)}
+            values = {f"ts2.{low}.gap": answer(f, r, where), f"f5.{low}.direct": int(direct)}
         claims |= {k: {"value": v, "split": theory} for k, v in values.items() if k in known}
-        metrics |= {f"{f}_{k}": float(g[k]) for k in ("indirect", "direct", "overlap", "metal")}
+        metrics |= {f"{f}_{k}": float(g[k]) for k in ("indirect", "direct", "overlap", "metal", *(("window",) if f in SHIFTED else ()))}
     return claims, metrics
+
+
+def answer(formula, result, where="after"):
+    """The gap (eV) that compares with the paper's: of the metals of Table S2 the widest window near the Fermi level."""
+    return result["gap"]["window" if where == "after" and formula in SHIFTED else "indirect"]
 
 
 def compared(found, where):
     """Mean absolute difference (eV) of our gaps and the paper's over the materials that both have, and their number."""
     paper = paper_gaps(where)
-    difference = [abs(r["gap"]["indirect"] - paper[f]) for f, r in found.items() if f in paper]
+    difference = [abs(answer(f, r, where) - paper[f]) for f, r in found.items() if f in paper]
     return {"mae_paper": float(np.mean(difference)), "within_0.15": int(sum(d <= 0.15 for d in difference)), "compared": len(difference)}
 
 

@@ -253,13 +253,17 @@ def rate_bars(rows, paper=None, ceiling=None, label="SUN rate (%)"):
 
 
 def gap_parity(table, mae):
-    """Figure S3: gap read by the independent CGCNN against the target, and against the model's own prediction."""
+    """Figure S3: gap read by the independent CGCNN against the target, and against the model's own prediction. Full: models agree."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4))
     jitter = np.random.default_rng(0).uniform(-0.03, 0.03, len(table))
-    left.scatter(table.target + jitter, table.cgcnn, s=14, color=BLUE, alpha=0.6, edgecolors="none", label="candidates")
+    for sure, text, words in ((False, "on target, models differ", {"facecolors": "none", "edgecolors": SKY}),
+                              (True, "on target, models agree", {"color": BLUE, "edgecolors": "none"})):
+        part, rows = table[table.sure == sure], (table.sure == sure).to_numpy()
+        left.scatter(part.target + jitter[rows], part.cgcnn, s=22, label=text, **words)
+        right.errorbar(part.pbe_gap, part.cgcnn, xerr=part.pbe_gap_sd, fmt="o", ms=4.5, color=BLUE if sure else SKY, ecolor=SKY, lw=1,
+                       mfc=BLUE if sure else "none")
     left.plot([0.7, 1.6], [0.7, 1.6], color=BLACK, lw=1, label="paper: MAE 0.02 eV")
-    left.set(xlabel="target PBE gap (eV)", ylabel="independent CGCNN (eV)", title=f"MAE {mae:.2f} eV")
-    right.errorbar(table.pbe_gap, table.cgcnn, xerr=table.pbe_gap_sd, fmt="o", ms=4, color=BLUE, ecolor=SKY, alpha=0.7)
+    left.set(xlabel="target PBE gap (eV)", ylabel="independent CGCNN (eV)", title=f"MAE where models agree: {mae:.2f} eV")
     right.axline((1, 1), slope=1, color=BLACK, lw=1)
     right.set(xlabel="own prediction, structure alone (eV)", ylabel="independent CGCNN (eV)")
     left.legend(fontsize=8.5)

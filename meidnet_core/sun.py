@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import candidates, cgcnn, checkpoint, crystal, experiments, hull, matching, oqmd, relax, results
+from . import candidates, checkpoint, crystal, experiments, hull, matching, oqmd, relax, results
 from .config import EXTENDED
 
 GAPS, PER_TARGET, ENTHALPY = (0.8, 1.0, 1.2, 1.5), 35, -0.025        # the paper's request: eV, candidates each, eV/atom
@@ -223,38 +223,6 @@ def columns(table, names):
     return {k: [plain(v) for v in table[k].tolist()] for k in names.split()}
 
 
-# ---- is the gap what was asked for (Figure S3) --------------------------------------------------
-
-HITS = (0.1, 0.2, 0.5)                                               # eV
-
-
-def parity(tool, seed=0):
-    """Gap of the proposals nearest to each target, read by the ensemble that proposed them and by the independent CGCNN.
-
-    Writes data/results/design-gap/seed<seed>.json and returns the table. All gaps are PBE (OQMD).
-    """
-    start, (cells, table), judge_model = time.time(), gather(tool, "strict", seed), cgcnn.independent()
-    numbers = np.array([[crystal.atomic_number(e) for e in c[1]] for c in cells])
-    lattice_constant = np.array([c[0][0] for c in cells])
-    table["cgcnn"] = cgcnn.predict(judge_model, candidates.ideal(numbers, lambda _: lattice_constant))[:, 0]
-    near = (table.pbe_gap - table.target).abs() <= tool.tolerance
-    m = {"own_mae": float((table.pbe_gap - table.target).abs().mean()), "cgcnn_mae": float((table.cgcnn - table.target).abs().mean()),
-         "on_target": int(near.sum()), "cgcnn_mae_on_target": float((table.cgcnn - table.target)[near].abs().mean()),
-         "cgcnn_against_own": float((table.cgcnn - table.pbe_gap).abs().mean())}
-    m |= {f"cgcnn_within_{h:g}": 100 * float(((table.cgcnn - table.target)[near].abs() <= h).mean()) for h in HITS}
-    claims = {"s3.gap_mae": m["cgcnn_mae_on_target"]}
-    for gap in GAPS:
-        part = table[near & (table.target == gap)]
-        if len(part):
-            claims[f"s3.t{int(10 * gap):02d}.gap_mae"] = float((part.cgcnn - gap).abs().mean())
-    claims = {k: {"value": v, "split": "generated, own prediction on target"} for k, v in claims.items()}
-    config = {"targets": list(GAPS), "per_target": PER_TARGET, "models": len(tool.models)}
-    results.write_run("design-gap", f"seed{seed}", config=config, seed=seed, data_set="extended", split="generated", n=len(table),
-                      metrics=m, claims=claims, wall_time_s=time.time() - start,
-                      curve=columns(table, "formula target pbe_gap pbe_gap_sd cgcnn stability"))
-    return table
-
-
 def export(tool, folder=None, potential="sevennet-0", limit=0.1, **options):
     """Stable, unique, new candidates of `ours`, seed 0: relaxed CIF files and candidates.csv in data/candidates, for checks ab initio."""
     folder = folder or results.ROOT / "data" / "candidates"
@@ -314,11 +282,10 @@ def main():
     parser.add_argument("--potential", default="sevennet-0")
     parser.add_argument("--everywhere", action="store_true", help="propose only formulas that no reference holds (results in sun-*-new)")
     parser.add_argument("--ceiling", action="store_true", help="relax the whole enumeration instead")
-    parser.add_argument("--gaps", action="store_true", help="Figure S3 instead: gaps by an independent CGCNN")
     parser.add_argument("--export", action="store_true", help="write data/candidates instead")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    if args.ceiling or args.gaps or args.export:
+    if args.ceiling or args.export:
         return other(args)
     tag = "-new" if args.everywhere else ""
     tool = designer(symmetrize=True, known=known_everywhere() if args.everywhere else frozenset())
@@ -337,8 +304,6 @@ def other(args):
         ceiling(tool, args.potential, processes=args.processes)
     if args.export:
         export(tool, potential=args.potential, processes=args.processes)
-    if args.gaps:
-        [parity(tool, seed) for seed in range(args.seeds)]
     results.write_claims()
 
 

@@ -26,6 +26,14 @@ class Run:
     finished: bool = True
 
 
+class Diverged(ValueError):
+    """The loss is not finite any more. run: the Run up to the last finite epoch."""
+
+    def __init__(self, message, run):
+        super().__init__(message)
+        self.run = run
+
+
 def pick_device(device="auto"):
     return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device)
 
@@ -108,7 +116,7 @@ def train(cfg, tensors, elements, checkpoint=None, every=10, device="auto", on_e
     objective(model, batch, alpha) -> (loss, terms): what is minimised (constraints.py adds terms).
     features: descriptors of the elements (ions.descriptors), for cfg.descriptors.
     compiled: torch.compile the step (needs a C++ compiler; on a CPU it costs 40 s and gains nothing, see lab notes).
-    Raises ValueError when the loss is not finite, or the checkpoint belongs to another configuration.
+    Raises Diverged (a ValueError) when the loss is not finite, ValueError when the checkpoint belongs to another configuration.
     """
     device = pick_device(device)
     tensors = {k: t.to(device) for k, t in tensors.items()}
@@ -123,9 +131,9 @@ def train(cfg, tensors, elements, checkpoint=None, every=10, device="auto", on_e
         start = time.perf_counter()
         record = {"epoch": epoch, **train_epoch(model, average, optimizer, tensors, cfg, epoch, objective)}
         run.seconds += time.perf_counter() - start
-        run.history.append(record | {"seconds": run.seconds})
         if not math.isfinite(record["loss"]):
-            raise ValueError(f"loss became {record['loss']} in epoch {epoch} (seed {cfg.seed}); lower lr = {cfg.lr} or set clip")
+            raise Diverged(f"loss became {record['loss']} in epoch {epoch} (seed {cfg.seed}); lower lr = {cfg.lr} or set clip", run)
+        run.history.append(record | {"seconds": run.seconds})
         stop = on_epoch and on_epoch(average or model, epoch, run.history[-1])
         if checkpoint and ((epoch + 1) % every == 0 or epoch + 1 == cfg.epochs or stop):
             save_state(checkpoint, run, model, average, optimizer, epoch + 1)

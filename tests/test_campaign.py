@@ -1,12 +1,13 @@
 """Campaigns: which runs, that they resume and are shared, and the statistics that the figures stand on."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from meidnet_core import campaign, experiments, results, seeds
+from meidnet_core import campaign, experiments, losses, results, seeds, train
 from meidnet_core.config import PAPER
 
 
@@ -126,6 +127,27 @@ def test_a_killed_training_goes_on(place, small, splits, monkeypatch):
     whole = json.loads(whole)
     drop = lambda r: {k: v for k, v in r["curve"].items() if k != "seconds"} | r["metrics"]
     assert drop(again) == drop(whole) and len(again["curve"]["val_exact"]) == 7
+
+
+def test_a_training_that_diverges_is_a_row_and_is_not_compared(place, small, splits, monkeypatch):
+    """The fourth loss is NaN: three epochs are kept, no claim is answered, the campaign goes on with the other runs."""
+    original, calls = losses.total_loss, []
+
+    def broken(model, batch, alpha):
+        calls.append(1)
+        loss, terms = original(model, batch, alpha)
+        late = model.cfg.fusion == "late" and len(calls) > 3 * batches
+        return (loss * math.nan, terms | {"loss": terms["loss"] * math.nan}) if late else (loss, terms)
+
+    batches = -(-24 // small.batch)
+    monkeypatch.setattr(train.train, "__defaults__", tuple(broken if d is original else d for d in train.train.__defaults__))
+    base = small.with_(epochs=5)
+    entry = next(e for e in campaign.table("fusion", base, 1) if e.cfg.fusion == "late")
+    run = json.loads(campaign.execute(entry, splits, progress=False).read_text())
+    assert run["metrics"]["diverged"] == 3 == len(run["curve"]["val_exact"]) and run["claims"] == {} and entry.done
+    assert [r["seed"] for r in campaign.diverged("fusion")] == [0] and not campaign.diverged("latent")
+    with pytest.raises(ValueError, match="no runs of lf, ef, efcl"):
+        campaign.stored("fusion", base)
 
 
 def test_proxies_do_not_disturb_the_training(small, splits):

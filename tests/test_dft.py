@@ -1,4 +1,4 @@
-"""Electronic structure: gaps of hand-made bands, storage, labelled failures, resume; silicon and MgO against known PBE numbers.
+"""Electronic structure: gaps of hand-made bands, labelled failures, resume; silicon and MgO against known PBE numbers.
 
 The small GPAW runs need `make dft` and are skipped without it. All results and run folders lie in tmp_path.
 """
@@ -112,6 +112,15 @@ def test_touching_bands_are_a_metal():
 def test_an_odd_electron_leaves_a_hole_whatever_the_bands_do():
     g = dft.gaps([[[-1.0, 2.0], [0.1, 2.0], [-0.5, 2.0]]], K, 1)                            # half-filled, far from the next band
     assert g["metal"] is True and g["indirect"] == g["direct"] == 0.0 and g["overlap"] == pytest.approx(1.9)
+
+
+def test_the_window_of_a_metal_lies_off_its_fermi_level():
+    bands = [[[-1.0, -0.5, 1.5], [0.2, 0.3, 1.9], [-2.0, -0.3, 1.6]]]                        # a gap of 1.2 eV whose middle is at 0.9 eV
+    assert dft.window(bands) == pytest.approx({"window": 1.2, "window_at": 0.9})
+    assert dft.window(bands, within=0.5) == {"window": 0.0, "window_at": None}
+    other = [[[0.0, 0.8], [0.1, 0.9], [0.0, 0.7]]]                                           # the other spin fills a part of it
+    assert dft.window(np.concatenate([np.array(bands)[..., 1:], other])) == pytest.approx({"window": 0.6, "window_at": 1.2})
+    assert dft.gaps(bands, K, 2)["window"] == pytest.approx(1.2) and dft.gaps(bands, K, 2)["metal"]
 
 
 UP, DOWN = [[-2, -1, 1.0], [-2, -0.8, 1.5]], [[-2, 0.6, 3], [-2, 0.9, 3]]                    # two electrons up, one down
@@ -300,48 +309,6 @@ def arrays(n=7):
     return {"bands": bands, "dos": {"energies": np.linspace(-8, 8, 801), "total": rng.random((2, 801)), "status": "ok"}}
 
 
-def test_arrays_come_back(tmp_path):
-    out = result(**arrays())
-    dft.save(out, tmp_path)
-    back = dft.load("Si", "least", tmp_path)
-    for part in ("bands", "dos"):
-        assert back[part].keys() == out[part].keys()
-        for key, value in out[part].items():
-            if isinstance(value, np.ndarray):
-                assert back[part][key].dtype == float and back[part][key] == pytest.approx(value, abs=1e-6)
-            else:
-                assert back[part][key] == value
-    assert {k: v for k, v in back.items() if k not in dft.ARRAYS} == {k: v for k, v in out.items() if k not in dft.ARRAYS}
-    assert "energies" not in json.loads((tmp_path / "Si-least.json").read_text())["bands"]
-
-
-def test_nothing_stored_is_none(tmp_path):
-    dft.save(result(), tmp_path)
-    assert dft.load("Si", "tiny", tmp_path) is None and dft.load("Ge", "least", tmp_path) is None
-    assert dft.load("Si", "least", tmp_path)["dos"] is None
-
-
-@pytest.mark.parametrize("text", ['{"engine": "gpaw", "name": "S', "", "[1, 2"])
-def test_a_malformed_file_is_named(text, tmp_path):
-    (tmp_path / "Si-least.json").write_text(text)
-    with pytest.raises(Exception, match=re.escape(str(tmp_path / "Si-least.json"))):
-        dft.load("Si", "least", tmp_path)
-
-
-def test_malformed_arrays_are_named(tmp_path):
-    dft.save(result(**arrays()), tmp_path)
-    whole = (tmp_path / "Si-least.npz").read_bytes()
-    (tmp_path / "Si-least.npz").write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(Exception, match=re.escape(str(tmp_path / "Si-least.npz"))):
-        dft.load("Si", "least", tmp_path)
-
-
-def test_arrays_of_an_earlier_attempt_do_not_outlive_it(tmp_path):
-    dft.save(result(status="dos: not converged", **arrays() | {"dos": None}), tmp_path)
-    dft.save(result(status="scf: not converged"), tmp_path)
-    assert dft.load("Si", "least", tmp_path)["bands"] is None
-
-
 def test_a_stored_result_is_read_and_not_calculated(monkeypatch):
     dft.save(result(**arrays()), dft.STORE)
     monkeypatch.setattr(dft, "execute", lambda *args: pytest.fail("calculated again"))
@@ -359,15 +326,6 @@ def test_a_stored_result_of_another_crystal_is_refused(other, monkeypatch):
     monkeypatch.setattr(dft, "execute", lambda *args: pytest.fail("calculated"))
     with pytest.raises(dft.DFTError, match="Si: .*another crystal"):
         dft.run("Si", OTHERS[other], "least")
-
-
-def test_two_polymorphs_are_not_one_crystal():
-    wurtzite = ([3.25, 3.25, 5.2, 90, 90, 120], ["Zn", "Zn", "O", "O"], [[1 / 3, 2 / 3, 0], [2 / 3, 1 / 3, 0.5], [1 / 3, 2 / 3, 0.38],
-                                                                        [2 / 3, 1 / 3, 0.88]])
-    doubled = ([6.5, 3.25, 5.2, 90, 90, 120], 2 * wurtzite[1], [[(x + k) / 2, y, z] for k in (0, 1) for x, y, z in wurtzite[2]])
-    blende = ([4.6] * 3 + [90] * 3, 4 * ["Zn"] + 4 * ["O"], [[x + s, y + s, z + s] for s in (0, 0.25)
-                                                             for x, y, z in ((0, 0, 0), (0, 0.5, 0.5), (0.5, 0, 0.5), (0.5, 0.5, 0))])
-    assert dft.same_crystal(wurtzite, doubled) and not dft.same_crystal(blende, doubled)
 
 
 @pytest.mark.parametrize("change", [{"cutoff": 700}, {"path_points": LEAST.path_points + 6}])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from meidnet_core import dft, dft_hull, evidence, hull, plots_physics
+from meidnet_core import dft, dft_hull, dft_store, evidence, hull, plots_physics
 
 CUBE = [4.0, 4.0, 4.0, 90.0, 90.0, 90.0]
 FORMULA = ["Ba", "Hf", "Se", "Se", "Se"]
@@ -69,7 +69,7 @@ def test_cells_are_compact():
     skewed = [12.6, 12.35, 3.48, 85.97, 78.05, 15.98], ["Ta", "Se", "Se"], np.array([[0, 0, 0], [0.1, 0.2, 0.3], [0.6, 0.5, 0.4]])
     lattice, symbols, frac = dft_hull.compact(skewed)
     assert max(lattice[:3]) < 12.4 and sorted(symbols) == ["Se", "Se", "Ta"] and min(lattice[3:]) > 59
-    assert dft.same_crystal((lattice, symbols, frac), skewed)
+    assert dft_store.same_crystal((lattice, symbols, frac), skewed)
 
 
 def test_energy_above_the_hull_by_hand(phases, tmp_path):
@@ -94,7 +94,7 @@ def test_a_polymorph_of_an_earlier_search_is_none(monkeypatch):
     cells = {"KTaSe3": [CUBE, FORMULA, []], "KTaSe3-polymorph": [CUBE, FORMULA, []]}
     monkeypatch.setattr(dft, "load", lambda name, profile: {"cell": cells[name], "gap": {}})
     for same in (True, False):
-        monkeypatch.setattr(dft, "same_crystal", lambda a, b, same=same: same)
+        monkeypatch.setattr(dft_store, "same_crystal", lambda a, b, same=same: same)
         found = dft_hull.results_of("KTaSe3")
         assert found["cubic"] and (found["repaired"] is not None) == same
 
