@@ -190,7 +190,8 @@ def gap_claims(found, where, theory):
         if where == "after":
             values = {f"ts2.{low}.gap": answer(f, r, where), f"f5.{low}.direct": int(direct)}
         claims |= {k: {"value": v, "split": theory} for k, v in values.items() if k in known}
-        metrics |= {f"{f}_{k}": float(g[k]) for k in ("indirect", "direct", "overlap", "metal", *(("window",) if f in SHIFTED else ()))}
+        more = ("window",) if where == "after" and f in SHIFTED else ()
+        metrics |= {f"{f}_{k}": float(g[k]) for k in ("indirect", "direct", "overlap", "metal", *more)}
     return claims, metrics
 
 
