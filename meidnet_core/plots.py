@@ -7,6 +7,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 NAMES = {"dir_gap": "band gap, GLLB-SC (eV)", "heat_all": "enthalpy $H_f$ vs competing phases (eV/atom)", "band_gap": "band gap, PBE (eV)",
          "formation_energy_per_atom": "formation energy, PBE (eV/atom)", "energy_per_atom": "energy, PBE (eV/atom)"}
+SMALL = [{"selector": "td, th", "props": "font-size: 75%; padding: 2px 4px"}]      # table styles of pandas, for wide tables
 
 
 def style():

@@ -99,12 +99,12 @@ def candidate_gaps(rows):
     return fig
 
 
-def hull_distances(table, threshold=100):
+def hull_distances(table, potential="sevennet-0", threshold=100):
     """Distances to the hull of dft_hull.table (meV/atom): cubic cells and polymorphs, DFT and potential, beside the paper's DFT."""
     fig, axes = plt.subplots(1, 2, figsize=(9.6, 0.27 * len(table) + 1.4))
     axes[1].sharey(axes[0])                   # not in subplots: under pytest GPAW fills every np.empty with NaN, the axes to share too
     axes[1].tick_params(labelleft=False)
-    y, potential = np.arange(len(table))[::-1], table.columns[3].split(",")[0]
+    y = np.arange(len(table))[::-1]
     for ax, kind, paper in zip(axes, ("cubic", "repaired"), ("paper, DFT", "paper, repaired")):
         points = [(paper, "x", RED, "paper, DFT"), (f"{potential}, {kind}", "o", SKY, f"{potential}, list hull"),
                   (f"DFT, {kind}", "D", BLUE, "here, PBE")]

@@ -57,6 +57,11 @@ def chosen(tool, method, window, seed):
     return inside(tool, tool.search(method, targets(window), seed), window, max(SIZES))
 
 
+def configuration(tool):
+    """What a run stands for: stored with it, and compared before it is skipped."""
+    return {"limit": LIMIT, "windows": {k: list(v) for k, v in WINDOWS.items()}, "models": len(tool.models)}
+
+
 def run(tool, method, seed):
     """Hits and enrichment of one method and seed over all windows; writes data/results/retrospective-<method>/seed<seed>.json."""
     start, truth, m = time.time(), held_out(), {}
@@ -70,8 +75,7 @@ def run(tool, method, seed):
             rate = float(hit[:size].sum()) / size
             m |= {f"hits_{size}_{name}": int(hit[:size].sum()), f"precision_{size}_{name}": 100 * rate,
                   f"enrichment_{size}_{name}": rate / chance if chance else 0.0}
-    config = {"limit": LIMIT, "windows": {k: list(v) for k, v in WINDOWS.items()}, "models": len(tool.models)}
-    results.write_run(f"retrospective-{method}", f"seed{seed}", config=config, seed=seed, data_set="oqmd_abx3", n=len(truth), metrics=m,
+    results.write_run(f"retrospective-{method}", f"seed{seed}", config=configuration(tool), seed=seed, data_set="oqmd_abx3", n=len(truth), metrics=m,
                       split="val and test compositions, unseen in training", claims={}, wall_time_s=time.time() - start)
     return m
 
@@ -84,7 +88,7 @@ def main():
     tool = sun.designer(symmetrize=True)
     for seed in range(args.seeds):
         for method in args.methods:
-            if not results.done(f"retrospective-{method}", seed):
+            if not results.done(f"retrospective-{method}", seed, configuration(tool)):
                 m = run(tool, method, seed)
                 shown = [f"{k[15:]} {v:.1f}" for k, v in m.items() if k.startswith("enrichment_140")]
                 print(f"{method}/seed{seed}, enrichment at 140: {', '.join(shown)}", flush=True)

@@ -168,6 +168,12 @@ def against(ours, other):
     return "above" if low > other_high else "below" if high < other_low else "not distinguishable from"
 
 
+def configuration(tool, method, potential="sevennet-0", per_target=PER_TARGET):
+    """What a run of `run` stands for: stored with it, and compared before it is skipped."""
+    return {"potential": potential, "hull": "list", "start": "ideal", "targets": targets(method), "models": len(tool.models),
+            "per_target": per_target}
+
+
 def run(tool, method, seed, potential="sevennet-0", per_target=PER_TARGET, tag="", **options):
     """One method and seed: propose, relax, place, count; writes data/results/sun-<method><tag>/seed<seed>.json, returns the table."""
     start, budget = time.time(), per_target * len(GAPS)
@@ -183,8 +189,7 @@ def run(tool, method, seed, potential="sevennet-0", per_target=PER_TARGET, tag="
     m = rates(table, budget) | {"seconds_propose": seconds}
     claims = {c: m[k] for c, k in CLAIMS.items()} if method == "ours" and not tag else {}
     curve = columns(table, "formula target pbe_gap dir_gap heat_all stability e_above_hull unique new_training new_anywhere status")
-    config = {"potential": potential, "hull": "list", "start": "ideal", "targets": targets(method), "models": len(tool.models),
-              "per_target": per_target}
+    config = configuration(tool, method, potential, per_target)
     claims = {k: {"value": v, "split": f"generated ({potential}, list hull)"} for k, v in claims.items()}
     results.write_run(f"sun-{method}{tag}", f"seed{seed}", config=config, seed=seed, data_set="extended", split="generated", n=budget,
                       metrics=m, claims=claims, curve=curve, wall_time_s=time.time() - start)
@@ -291,7 +296,7 @@ def main():
     tool = designer(symmetrize=True, known=known_everywhere() if args.everywhere else frozenset())
     for seed in range(args.seeds):
         for method in args.methods:
-            if not results.done(f"sun-{method}{tag}", seed):
+            if not results.done(f"sun-{method}{tag}", seed, configuration(tool, method, args.potential)):
                 m = rates(run(tool, method, seed, args.potential, tag=tag, processes=args.processes), PER_TARGET * len(GAPS))
                 print(f"{method}/seed{seed}: SUN {m['sun_100_training']:.1f} %, new anywhere {m['sun_100_anywhere']:.1f} %", flush=True)
     figures()
