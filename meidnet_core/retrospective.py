@@ -75,8 +75,9 @@ def run(tool, method, seed):
             rate = float(hit[:size].sum()) / size
             m |= {f"hits_{size}_{name}": int(hit[:size].sum()), f"precision_{size}_{name}": 100 * rate,
                   f"enrichment_{size}_{name}": rate / chance if chance else 0.0}
-    results.write_run(f"retrospective-{method}", f"seed{seed}", config=configuration(tool), seed=seed, data_set="oqmd_abx3", n=len(truth), metrics=m,
-                      split="val and test compositions, unseen in training", claims={}, wall_time_s=time.time() - start)
+    results.write_run(f"retrospective-{method}", f"seed{seed}", config=configuration(tool), seed=seed, data_set="oqmd_abx3",
+                      n=len(truth), metrics=m, claims={}, split="val and test compositions, unseen in training",
+                      wall_time_s=time.time() - start)
     return m
 
 
