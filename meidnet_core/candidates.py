@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import crystal, data, design, metrics, oqmd, perovskite
+from . import crystal, data, design, hull, matching, metrics, oqmd, perovskite
 from .ions import tables
 
 ANIONS = ("H", "N", "O", "F", "S", "Cl", "Se", "Br", "Te", "I")
@@ -135,6 +135,12 @@ def ideal(numbers, constant):
     """Ideal cubic cells of compositions (M, 5) as a CrystalSet without labels."""
     none = np.full((len(numbers), len(oqmd.LABELS)), np.nan)
     return oqmd.cells("ideal", "all", [str(i) for i in range(len(numbers))], numbers, constant(numbers), none)
+
+
+def cells_of(formulas):
+    """Cubic cells (lattice (6,), symbols, frac) of formulas ABX3, lattice constants estimated from known cells."""
+    numbers = np.array([[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in map(hull.sites_in, formulas)])
+    return matching.true_cells(ideal(numbers, CubicConstant(oqmd.load("train", stand_in=True))))
 
 
 def seen(crystals):

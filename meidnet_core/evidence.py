@@ -156,8 +156,8 @@ def repaired_gaps(formulas, before, after):
 
 def cubic_cells(formulas, potential=POTENTIAL):
     """{formula: cubic cell relaxed with the potential}."""
-    from . import stability
-    rows = relax.relax_all(stability.cells_of(formulas), hull.default_path(potential, "cells"), potential, processes=1)["ideal"]
+    from . import candidates
+    rows = relax.relax_all(candidates.cells_of(formulas), hull.default_path(potential, "cells"), potential, processes=1)["ideal"]
     return {f: (r["lattice"], r["symbols"], r["frac"]) for f, r in zip(formulas, rows) if "lattice" in r}
 
 

@@ -3,7 +3,7 @@
     python -m meidnet_core.own_cells --minutes 20      # relax more compositions, write what is there
 
 Neutral compositions of the tolerance window in random order (seed 0), cubic cells, a potential of this book, energies above
-the list hull. These energies are no label of OQMD's theory: `load` gives compositions and cells, and leaves every label unknown.
+the list hull. These energies are no label of OQMD's theory: `oqmd.own_cells` reads compositions and cells, and leaves every label unknown.
 """
 
 import argparse
@@ -12,17 +12,13 @@ import time
 
 import numpy as np
 
-from . import crystal, hull, relax
-from .results import ROOT, _write_atomic
-from .sources import DataError
-
-FILE = ROOT / "data" / "abx3_relaxed.csv"
-COLUMNS = ["A", "B", "X", "a", "energy_per_atom", "e_above_hull", "potential"]    # angstrom, eV, eV/atom
+from . import crystal, hull, matching, relax, sun
+from .oqmd import OWN, OWN_COLUMNS
+from .results import _write_atomic
 
 
 def relax_more(potential, minutes, seed=0, block=20, **options):
     """Relax compositions that are not in the cache yet, block by block until the time is over; a killed call goes on."""
-    from . import matching, sun
     start, pool = time.time(), sun.designer(symmetrize=True, novel=False).pool(True).crystals
     cells = matching.true_cells(pool.select(np.random.default_rng(seed).permutation(len(pool))))
     for k in range(0, len(cells), block):
@@ -32,7 +28,7 @@ def relax_more(potential, minutes, seed=0, block=20, **options):
 
 
 def table(potential, path=None):
-    """Cells of the cache that are cubic ABX3 and relaxed from the ideal start: DataFrame of COLUMNS, one row a formula and site order."""
+    """Cells of the cache that are cubic ABX3 and relaxed from the ideal start: DataFrame, one row a formula and site order."""
     import pandas as pd
     correction, rows = hull.corrections(potential), {}
     for r in relax.read_rows(path or hull.default_path(potential, "cells")).values():
@@ -41,7 +37,7 @@ def table(potential, path=None):
             a, b, x = r["symbols"][:3]
             placed = hull.e_above_hull(r, correction)["e_above_hull"]
             rows[a, b, x] = (a, b, x, np.cbrt(r["volume"] * 5), r["energy_per_atom"], placed, potential)
-    return pd.DataFrame([rows[k] for k in sorted(rows)], columns=COLUMNS).round({"a": 4, "energy_per_atom": 5, "e_above_hull": 4})
+    return pd.DataFrame([rows[k] for k in sorted(rows)], columns=OWN_COLUMNS).round({"a": 4, "energy_per_atom": 5, "e_above_hull": 4})
 
 
 def is_cubic(row, tolerance=1e-3):
@@ -49,25 +45,6 @@ def is_cubic(row, tolerance=1e-3):
     lattice, shift = np.asarray(row["lattice"]), np.asarray(row["frac"]) - crystal.PEROVSKITE
     shift = crystal.wrap(shift - shift[1])
     return np.ptp(lattice[:3]) < tolerance * lattice[0] and np.abs(lattice[3:] - 90).max() < 0.1 and np.abs(shift).max() < tolerance
-
-
-def load(path=FILE):
-    """CrystalSet of the table, every label unknown. DataError names a missing file, column or element."""
-    import pandas as pd
-
-    from . import oqmd
-    if not path.exists():
-        raise DataError(f"{path}: not there; write it by `python -m meidnet_core.own_cells`")
-    found = pd.read_csv(path)
-    missing = [c for c in COLUMNS if c not in found]
-    if missing or not len(found):
-        raise DataError(f"{path}: " + (f"column {', '.join(missing)} missing" if missing else "no rows"))
-    try:
-        numbers = np.array([[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in found[["A", "B", "X"]].to_numpy()], np.int16)
-    except ValueError as error:                                              # it names the element
-        raise DataError(f"{path}: {error}") from error
-    labels = np.full((len(found), len(oqmd.LABELS)), np.nan)
-    return oqmd.cells("abx3_relaxed", "all", [str(i) for i in range(len(found))], numbers, found.a.to_numpy(float), labels)
 
 
 def main():
@@ -78,8 +55,8 @@ def main():
     args = parser.parse_args()
     relax_more(args.potential, args.minutes, processes=args.processes)
     out = table(args.potential)
-    _write_atomic(FILE, out.to_csv(index=False))
-    print(json.dumps({"file": str(FILE), "cells": len(out), "within 0.1 eV/atom": int((out.e_above_hull <= 0.1).sum())}))
+    _write_atomic(OWN, out.to_csv(index=False))
+    print(json.dumps({"file": str(OWN), "cells": len(out), "within 0.1 eV/atom": int((out.e_above_hull <= 0.1).sum())}))
 
 
 if __name__ == "__main__":

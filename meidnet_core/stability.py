@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from . import crystal, hull, matching, oqmd, relax, results
+from . import candidates, crystal, hull, matching, oqmd, relax, results
 
 PER_CLASS, TEST_SHARE, LARGEST = 80, 0.25, 12          # MP-20 cells per class of correction; share kept for the test; sites per cell
 GROUND = 0.001                                         # eV/atom above the hull: the cell is the ground state of its formula
@@ -163,18 +163,10 @@ def above_own(rows, potential, **options):
 
 # ---- the paper's materials ----------------------------------------------------------------------
 
-def cells_of(formulas):
-    """Cubic cells of formulas ABX3, lattice constants estimated from known cells."""
-    from .candidates import CubicConstant, ideal
-    sites = [hull.sites_in(f) for f in formulas]
-    numbers = np.array([[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in sites])
-    return matching.true_cells(ideal(numbers, CubicConstant(oqmd.load("train", stand_in=True))))
-
-
 def paper_cells():
     """(formulas, cubic cells) of Table S1."""
     formulas = list(results.read_table_s1().formula)
-    return formulas, cells_of(formulas)
+    return formulas, candidates.cells_of(formulas)
 
 
 def paper(potential, seed=0, **options):
@@ -219,7 +211,7 @@ def gaps(potential=DEFAULT, **_):
     Cubic cells at the lattice constants of `paper`. That CGCNN learnt PBE gaps of OQMD; the one of Perov-5 (GLLB-SC, trained
     without Se, I, Yb, Eu or Tm) is in the metrics as <formula>_perov5. <formula>_cells: training cells with the rarest element.
     """
-    from . import candidates, cgcnn, data, dft, evidence
+    from . import cgcnn, data, dft, evidence
     start, table = time.time(), results.read_table_s1()
     formulas, cells = list(table.formula), [dft.cubic_start(f, potential) for f in table.formula]
     numbers = np.array([[crystal.atomic_number(e) for e in c[1]] for c in cells])

@@ -26,13 +26,13 @@ def test_only_relaxed_cubic_cells_count(tmp_path, monkeypatch):
     (tmp_path / "cells.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{half a line")
     found = own_cells.table("sevennet-0", tmp_path / "cells.jsonl")
     assert found[["A", "B", "X"]].to_numpy().tolist() == [["Cs", "Pb", "I"], ["Sr", "Ti", "O"]]
-    assert found.a.tolist() == [6.3, 4.0] and list(found) == own_cells.COLUMNS
+    assert found.a.tolist() == [6.3, 4.0] and list(found) == oqmd.OWN_COLUMNS
     found.to_csv(tmp_path / "t.csv", index=False)
-    cells = own_cells.load(tmp_path / "t.csv")
+    cells = oqmd.own_cells(tmp_path / "t.csv")
     assert [cells.formula(i) for i in range(2)] == ["CsPbI3", "SrTiO3"] and np.isnan(cells.labels).all()
 
 
-HEAD = ",".join(own_cells.COLUMNS) + "\n"
+HEAD = ",".join(oqmd.OWN_COLUMNS) + "\n"
 
 
 @pytest.mark.parametrize("text, reason", [("A,B,X,a\nSr,Ti,O,3.9\n", "column energy_per_atom"), (HEAD, "no rows"),
@@ -40,10 +40,10 @@ HEAD = ",".join(own_cells.COLUMNS) + "\n"
 def test_bad_files_are_named(tmp_path, text, reason):
     path = tmp_path / "t.csv"
     with pytest.raises(DataError, match="t.csv: not there"):
-        own_cells.load(path)
+        oqmd.own_cells(path)
     path.write_text(text)
     with pytest.raises(DataError, match=f"t.csv: .*{reason}"):
-        own_cells.load(path)
+        oqmd.own_cells(path)
 
 
 def test_committed_cells_stand_in_for_oqmd(monkeypatch, tmp_path):

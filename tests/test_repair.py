@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from meidnet_core import genes, potentials, relax, repair, stability
+from meidnet_core import candidates, genes, potentials, relax, repair
 
 STO = ([3.945] * 3 + [90.0] * 3, ["Sr", "Ti", "O", "O", "O"], [[0.5, 0.5, 0.5], [0, 0, 0], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5]])
 TILT = [[0, 0, 0], [0, 0, 0], [0, 1, 0], [-1, 0, 0], [0, 0, 0]]                        # about z
@@ -130,7 +130,7 @@ def test_tilted_and_cubic_are_two_polymorphs():
 
 
 def cubic(formula, calculator):
-    return repair.cell_from(relax.relax(stability.cells_of([formula])[0], calculator))
+    return repair.cell_from(relax.relax(candidates.cells_of([formula])[0], calculator))
 
 
 @pytest.mark.slow

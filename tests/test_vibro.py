@@ -6,7 +6,7 @@ import pytest
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 
-from meidnet_core import potentials, relax, stability, vibro
+from meidnet_core import candidates, potentials, relax, vibro
 
 FCC = ([2.538] * 3 + [60.0] * 3, ["Cu"], [[0.0, 0, 0]])
 
@@ -41,7 +41,7 @@ def test_a_stop_names_the_log_and_the_engine_is_put_back(tmp_path):
 @pytest.mark.slow
 def test_its_search_goes_below_the_cubic_phase(tmp_path):
     calculator = potentials.get_calculator("sevennet-0", "cpu")
-    row = relax.relax(stability.cells_of(["KTaSe3"])[0], calculator)
+    row = relax.relax(candidates.cells_of(["KTaSe3"])[0], calculator)
     out = vibro.search((row["lattice"], row["symbols"], row["frac"]), calculator, tmp_path, generations=1, population=2, offspring=2)
     best = out["rows"][0]
     assert out["soft"] and best["energy_per_atom"] < row["energy_per_atom"] - 0.05
