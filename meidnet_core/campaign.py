@@ -144,12 +144,16 @@ def trained(cfg, splits, cells=None, checkpoint=None, progress=False, device="au
     return train(cfg, tensors, splits.elements, checkpoint=checkpoint, every=5, device=device, on_epoch=on_epoch, progress=progress)
 
 
+def run_files(diverged=False):
+    """Run files of data/results: those of trainings whose loss stayed finite (and all that train nothing), or the others."""
+    return [r for r in results.read_runs(results.RESULTS) if ("diverged" in r["metrics"]) == diverged]
+
+
 def same_run(cfg):
     """The stored run of exactly this configuration and seed, or None: campaigns share it."""
     ours = cfg.to_dict()                                               # a run file may be older than the newest fields
     match = lambda c: c.keys() <= ours.keys() and "epochs" in c and Config.from_dict(c) == cfg
-    return next((r for r in results.read_runs(results.RESULTS) if "curve" in r and "diverged" not in r["metrics"] and match(r["config"])),
-                None)
+    return next((r for r in run_files() if "curve" in r and match(r["config"])), None)
 
 
 def tested(model, splits):
@@ -186,10 +190,10 @@ def curve_of(run):
 
 def write_diverged(entry, run):
     """The run file of a training whose loss became infinite or NaN: its curve and its last finite epoch, no claim, no score."""
-    last = run.history[-1] if run.history else {}
-    m = {"diverged": len(run.history)} | {k: float(f"{last[k]:.5g}") for k in (*CURVE[:5], "val_exact", "val_cosine") if k in last}
+    curve = curve_of(run)
+    m = {"diverged": len(run.history)} | {k: curve[k][-1] for k in (*CURVE[:5], "val_exact", "val_cosine") if run.history}
     return results.write_run(entry.experiment, entry.run, config=entry.cfg.to_dict(), seed=entry.cfg.seed, data_set=entry.cfg.dataset,
-                             split="val", n=VAL_CELLS, metrics=m, claims={}, wall_time_s=run.seconds, curve=curve_of(run))
+                             split="val", n=VAL_CELLS, metrics=m, claims={}, wall_time_s=run.seconds, curve=curve)
 
 
 def labelled(value, split, cfg):       # the split says by which protocol: the paper's number comes from a longer schedule
@@ -218,7 +222,7 @@ def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True):
 
 def stored(name, base=SWEEP):
     """{variant: runs ordered by seed} of a campaign, from data/results, but for those that diverged; ValueError when a variant has none."""
-    found, start = [r for r in results.read_runs(results.RESULTS) if "diverged" not in r["metrics"]], len(f"{name}-{tag_of(name, base)}")
+    found, start = run_files(), len(f"{name}-{tag_of(name, base)}")
     groups = {e.experiment[start:]: [r for r in found if r["experiment"] == e.experiment] for e in table(name, base, 1)}
     missing = [v for v, runs in groups.items() if not runs]
     if missing:
@@ -228,7 +232,7 @@ def stored(name, base=SWEEP):
 
 def diverged(name):
     """Runs of a campaign, of whatever schedule, whose loss did not stay finite."""
-    return [r for r in results.read_runs(results.RESULTS) if r["experiment"].startswith(f"{name}-") and "diverged" in r["metrics"]]
+    return [r for r in run_files(diverged=True) if r["experiment"].startswith(f"{name}-")]
 
 
 # ---- what the campaigns answer ------------------------------------------------------------------

@@ -143,6 +143,12 @@ def cells_of(formulas):
     return matching.true_cells(ideal(numbers, CubicConstant(oqmd.load("train", stand_in=True))))
 
 
+def relaxed_cubic(formulas, potential):
+    """Rows of relax.relax_all of cells_of(formulas), one a formula, from the potential's cache or relaxed now."""
+    from . import relax
+    return relax.relax_all(cells_of(formulas), hull.default_path(potential, "cells"), potential, processes=1)["ideal"]
+
+
 def seen(crystals):
     """Compositions (A/B twins are one) of a CrystalSet, to be left out of proposals."""
     return {data.composition_key(z) for z in crystals.numbers}

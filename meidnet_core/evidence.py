@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from . import dft, dft_store, hull, phonons, relax, repair, results
+from . import dft, dft_store, hull, phonons, repair, results
 
 FIGURE5 = ("KTaSe3", "LaScSe3", "YbScSe3", "BaHfSe3")
 SHIFTED = ("YbFeSe3", "YbMnSe3", "YbCoSe3", "TmMnSe3")      # repaired ones of which Table S2 gives a gap off the Fermi level: metals
@@ -157,7 +157,7 @@ def repaired_gaps(formulas, before, after):
 def cubic_cells(formulas, potential=POTENTIAL):
     """{formula: cubic cell relaxed with the potential}."""
     from . import candidates
-    rows = relax.relax_all(candidates.cells_of(formulas), hull.default_path(potential, "cells"), potential, processes=1)["ideal"]
+    rows = candidates.relaxed_cubic(formulas, potential)
     return {f: (r["lattice"], r["symbols"], r["frac"]) for f, r in zip(formulas, rows) if "lattice" in r}
 
 

@@ -46,11 +46,10 @@ def proposals(tool, seed=0):
     """
     import pandas as pd
     found = [(w, tool.propose("strict", w, sun.PER_TARGET, seed)) for w in sun.targets("strict")]
-    table = pd.concat([sun.described(tool, p, w) for w, p in found], ignore_index=True)
+    described = lambda w, p: sun.described(tool, p, w).assign(near=tool.missed(p, w) <= tool.tolerance, sure=tool.sure(p, w))
+    table = pd.concat([described(w, p) for w, p in found], ignore_index=True)
     numbers, lattice = (np.concatenate([getattr(p.crystals, k) for _, p in found]) for k in ("numbers", "lattice"))
     table["cgcnn"] = cgcnn.predict(cgcnn.independent(), candidates.ideal(numbers, lambda _: lattice[:, 0]))[:, 0]
-    table["near"] = (table.pbe_gap - table.target).abs() <= tool.tolerance
-    table["sure"] = table.near & (table.pbe_gap_sd <= tool.agreement)
     return table
 
 
@@ -74,24 +73,25 @@ def claims_of(table):
     return {k: {"value": float(v.mean()), "split": "generated, on target, models agree"} for k, v in found.items() if len(v)}
 
 
-def write(tool, seed=0):
-    """Writes data/results/design-gap/seed<seed>.json and returns the table."""
+def write(tool, seed, floors):
+    """Writes data/results/design-gap/seed<seed>.json and returns its metrics. floors: of `floor`, the same for all seeds of a tool."""
     start, table = time.time(), proposals(tool, seed)
-    m = measured(table) | floor(tool, "val") | floor(tool, "test")
+    m = measured(table) | floors
     config = {"targets": list(sun.GAPS), "per_target": sun.PER_TARGET, "models": len(tool.models), "tolerance": tool.tolerance,
               "agreement": tool.agreement}
     results.write_run("design-gap", f"seed{seed}", config=config, seed=seed, data_set="extended", split="generated", n=len(table),
                       metrics=m, claims=claims_of(table), wall_time_s=time.time() - start,
                       curve=sun.columns(table, "formula target pbe_gap pbe_gap_sd cgcnn stability near sure"))
-    return table
+    return m
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    tool = sun.designer(symmetrize=True)
-    for seed in range(parser.parse_args().seeds):
-        m = measured(write(tool, seed))
+    args, tool = parser.parse_args(), sun.designer(symmetrize=True)
+    floors = floor(tool, "val") | floor(tool, "test")
+    for seed in range(args.seeds):
+        m = write(tool, seed, floors)
         miss = m.get("cgcnn_mae_sure", float("nan"))
         print(f"seed {seed}: {m['on_target']} on target, {m['sure']} sure; CGCNN off by {miss:.3f} eV", flush=True)
     results.write_claims()

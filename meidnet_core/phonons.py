@@ -328,13 +328,12 @@ def convergence(cell, calculator, sizes=((1, 1, 1), (2, 2, 2), (3, 3, 3)), displ
 
 
 def main():
-    from . import candidates, hull, relax
+    from . import candidates
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("formulas", nargs="+")
     parser.add_argument("--potential", default="sevennet-0")
     args = parser.parse_args()
-    path = hull.default_path(args.potential, "cells")
-    rows = relax.relax_all(candidates.cells_of(args.formulas), path, args.potential, processes=1)["ideal"]
+    rows = candidates.relaxed_cubic(args.formulas, args.potential)
     cells = {f: (r["lattice"], r["symbols"], r["frac"]) for f, r in zip(args.formulas, rows) if "lattice" in r}
     for name, s in study_all(cells, Path("runs") / "phonons" / args.potential, args.potential).items():
         print(name, s["status"], s.get("lowest"), sorted({m["label"] for m in s.get("soft", [])}))

@@ -290,15 +290,14 @@ def write(result, folder, cifs):
 
 
 def main():
-    from . import candidates, hull, results
+    from . import candidates, results
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("formulas", nargs="+")
     for name, value in (("potential", "sevennet-0"), ("generations", 19), ("minutes", 8.0), ("seed", 0)):
         parser.add_argument(f"--{name}", type=type(value), default=value)
     args = parser.parse_args()
     data = results.ROOT / "data"
-    path = hull.default_path(args.potential, "cells")
-    rows = relax.relax_all(candidates.cells_of(args.formulas), path, args.potential, processes=1)["ideal"]
+    rows = candidates.relaxed_cubic(args.formulas, args.potential)
     for formula, row in zip(args.formulas, rows):
         if (data / "polymorphs" / f"{formula}-{args.potential}-seed{args.seed}.json").exists():
             continue

@@ -190,3 +190,12 @@ def nowhere(monkeypatch, tmp_path):
     monkeypatch.setenv("MEIDNET_DATA_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setenv("MEIDNET_CACHE", str(tmp_path / "cache"))
     return tmp_path / "mirror", tmp_path / "cache"
+
+
+@pytest.fixture
+def dft_arrays():
+    """Bands (1, 7, 4) and a density of states as a dft result holds them."""
+    rng = np.random.default_rng(0)
+    bands = {"energies": rng.normal(size=(1, 7, 4)), "kpoints": rng.random((7, 3)), "distance": np.arange(7, dtype=float),
+             "labels": [[0.0, "Γ"], [6.0, "X|R"]], "status": "ok"}
+    return {"bands": bands, "dos": {"energies": np.linspace(-8, 8, 801), "total": rng.random((2, 801)), "status": "ok"}}

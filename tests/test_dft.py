@@ -302,15 +302,8 @@ def result(**changes):
             "gap": {"indirect": 0.6, "metal": False}} | changes
 
 
-def arrays(n=7):
-    rng = np.random.default_rng(0)
-    bands = {"energies": rng.normal(size=(1, n, 4)), "kpoints": rng.random((n, 3)), "distance": np.arange(n, dtype=float),
-             "labels": [[0.0, "Γ"], [6.0, "X|R"]], "status": "ok"}
-    return {"bands": bands, "dos": {"energies": np.linspace(-8, 8, 801), "total": rng.random((2, 801)), "status": "ok"}}
-
-
-def test_a_stored_result_is_read_and_not_calculated(monkeypatch):
-    dft.save(result(**arrays()), dft.STORE)
+def test_a_stored_result_is_read_and_not_calculated(dft_arrays, monkeypatch):
+    dft.save(result(**dft_arrays), dft.STORE)
     monkeypatch.setattr(dft, "execute", lambda *args: pytest.fail("calculated again"))
     assert dft.run("Si", SILICON, "least")["bands"]["energies"].shape == (1, 7, 4)
     nearly = fcc(5.50, *SILICON[1:])                                                         # the start need not be the minimum

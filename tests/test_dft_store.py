@@ -13,15 +13,8 @@ def result(**changes):
     return {"name": "Si", "profile": "least", "status": "ok", "bands": None, "dos": None, "gap": {"indirect": 0.6}} | changes
 
 
-def arrays(n=7):
-    rng = np.random.default_rng(0)
-    bands = {"energies": rng.normal(size=(1, n, 4)), "kpoints": rng.random((n, 3)), "distance": np.arange(n, dtype=float),
-             "labels": [[0.0, "Γ"], [6.0, "X|R"]], "status": "ok"}
-    return {"bands": bands, "dos": {"energies": np.linspace(-8, 8, 801), "total": rng.random((2, 801)), "status": "ok"}}
-
-
-def test_arrays_come_back(tmp_path):
-    out = result(**arrays())
+def test_arrays_come_back(dft_arrays, tmp_path):
+    out = result(**dft_arrays)
     dft_store.save(out, tmp_path)
     back = dft_store.load("Si", "least", tmp_path)
     for part in ("bands", "dos"):
@@ -48,16 +41,16 @@ def test_a_malformed_file_is_named(text, tmp_path):
         dft_store.load("Si", "least", tmp_path)
 
 
-def test_malformed_arrays_are_named(tmp_path):
-    dft_store.save(result(**arrays()), tmp_path)
+def test_malformed_arrays_are_named(dft_arrays, tmp_path):
+    dft_store.save(result(**dft_arrays), tmp_path)
     whole = (tmp_path / "Si-least.npz").read_bytes()
     (tmp_path / "Si-least.npz").write_bytes(whole[:len(whole) // 2])
     with pytest.raises(Exception, match=re.escape(str(tmp_path / "Si-least.npz"))):
         dft_store.load("Si", "least", tmp_path)
 
 
-def test_arrays_of_an_earlier_attempt_do_not_outlive_it(tmp_path):
-    dft_store.save(result(status="dos: not converged", **arrays() | {"dos": None}), tmp_path)
+def test_arrays_of_an_earlier_attempt_do_not_outlive_it(dft_arrays, tmp_path):
+    dft_store.save(result(status="dos: not converged", **dft_arrays | {"dos": None}), tmp_path)
     dft_store.save(result(status="scf: not converged"), tmp_path)
     assert dft_store.load("Si", "least", tmp_path)["bands"] is None
 

@@ -87,7 +87,7 @@ def test_a_run_is_written_with_its_rule(held_out, monkeypatch, tmp_path):
     monkeypatch.setattr(cgcnn, "predict", lambda model, cells: judged.append(cells) or np.array([[1.0], [2.0], [1.3], [1.5]]))
     tool = Tool()
     tool.propose = propose
-    gap_check.write(tool, 3)
+    gap_check.write(tool, 3, gap_check.floor(tool, "val"))
     assert asked == [("strict", g, sun.PER_TARGET, 3) for g in sun.GAPS] and (judged[0].lattice[:, 0] == 4.1).all()
     run = json.loads((tmp_path / "design-gap" / "seed3.json").read_text())
     assert run["config"]["agreement"] == 0.1 and run["curve"]["sure"] == [True, False, True, False]
