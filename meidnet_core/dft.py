@@ -21,7 +21,7 @@ from .dft_store import ARRAYS, STORE, DFTError, check_same, load, save
 from .gpaw_job import read
 from .results import ROOT
 
-CUBE, LARGE = 5.2, 10          # angstrom; atoms beyond which a band path gets two thirds of its points
+CUBE = 5.2                     # angstrom, cubic cell for which the meshes of the profiles are meant
 WORK = ROOT / "runs" / "dft"
 
 
@@ -40,8 +40,10 @@ class Settings:
 
 PROFILES = {"quick": Settings(350, (4, 4, 4), (4, 4, 4), 0.05, 60), "paper": Settings(520, (6, 6, 6), (8, 8, 8), 0.05, 80),
             "gllbsc": Settings(550, (7, 7, 7), (7, 7, 7), 0.01, 0)}     # the mesh of the labels: see gllbsc.py
-STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "bands", "dos"), "static": ("scf",), "phase": ("scf",),
-         "gllbsc": ("gllbsc",)}
+STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "basis", "bands", "dos"), "waves": ("scf", "bands", "dos"),
+         "static": ("scf",), "phase": ("scf",), "gllbsc": ("gllbsc",)}
+BASIS = "dzp"                  # atomic orbitals for bands and density of states of polymorphs: plane waves take half an hour along a path
+POLYMORPHS = ("polymorph", "waves")
 
 # Lanthanides with the 4f shell in the core, generated on first use: the valence 4f of PBE pins the Fermi level. 3p: trivalent; 2p:
 # divalent ytterbium, the analogue of VASP's Yb_2, whose 5d is not bound. (configuration, d projectors)
@@ -127,21 +129,14 @@ def joined_labels(distance, names):
 
 def prepare(cell, settings, kind="pbe", moments=True, setups=None):
     """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}."""
-    settings = along_path(settings, kind, len(cell[1]))
     along = settings.path_points and "bands" in STEPS[kind]
     cell, path = band_path(cell, settings.path_points) if along else (cell, None)
-    settings = for_cell(settings, cell[0]) if kind in ("polymorph", "phase") else settings
+    settings = for_cell(settings, cell[0]) if kind in (*POLYMORPHS, "phase") else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
     magmoms = [MOMENTS.get(e, 0.0) for e in cell[1]] if moments else []
     return {"cell": [np.asarray(cell[0]).tolist(), list(cell[1]), np.asarray(cell[2]).tolist()], "settings": asdict(settings), "xc": xc,
             "path": path, "steps": STEPS[kind], "magmoms": magmoms if any(magmoms) else [],
-            "setups": {**setups_for(cell[1], xc), **(setups or {})}}
-
-
-def along_path(settings, kind, atoms):
-    """Settings with fewer points along the band path of a large polymorph: a long calculation along a short path."""
-    fewer = kind == "polymorph" and atoms > LARGE
-    return replace(settings, path_points=2 * settings.path_points // 3) if fewer else settings
+            "setups": {**setups_for(cell[1], xc), **(setups or {})}, **({"basis": BASIS} if "basis" in STEPS[kind] else {})}
 
 
 def for_cell(settings, lattice):
@@ -222,14 +217,18 @@ def collect(name, job, folder, profile):
     if "scf" in done:
         s = done["scf"]
         out |= {k: s[k] for k in ("energy_per_atom", "efermi", "moment", "electrons")} | {"cell": [s["lattice"], s["symbols"], s["frac"]]}
-        levels, points = np.array(s["energies"]), np.array(s["kpoints"])
+        levels, points, magnetic = np.array(s["energies"]), np.array(s["kpoints"]), bool(job["magmoms"])
         if "bands" in done:
             out |= {s: {k: np.array(v) if k in ("energies", "distance", "kpoints", "total") else v for k, v in done[s].items()}
                     for s in ARRAYS if s in done}
-            few = min(levels.shape[2], out["bands"]["energies"].shape[2])
-            levels = np.concatenate([levels[..., :few], out["bands"]["energies"][..., :few]], 1)
-            points = np.concatenate([points, out["bands"]["kpoints"]])
-        out["gap"] = gaps(levels, points, s["electrons"], bool(job["magmoms"]))
+            b = out["bands"]
+            if "basis" in done:                                       # two kinds of levels: each has a gap of its own
+                out |= {"basis": {"name": job["basis"], **done["basis"]},
+                        "path_gap": gaps(b["energies"], b["kpoints"], s["electrons"], magnetic)}
+            else:
+                few = min(levels.shape[2], b["energies"].shape[2])
+                levels, points = np.concatenate([levels[..., :few], b["energies"][..., :few]], 1), np.concatenate([points, b["kpoints"]])
+        out["gap"] = gaps(levels, points, s["electrons"], magnetic)
     return out
 
 
@@ -243,7 +242,7 @@ def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=No
     if found and found["status"] == "ok":
         check_same(found["cell"], cell, name)
         plain = lambda s: {k: v for k, v in s.items() if "kpts" not in k}           # meshes of polymorphs follow their cells
-        if plain(found["settings"]) != plain(asdict(along_path(PROFILES[profile], kind, len(cell[1])))):
+        if plain(found["settings"]) != plain(asdict(PROFILES[profile])):
             raise DFTError(f"{name}: the stored result has other settings than the profile {profile}; delete it")
         return found
     job, folder = prepare(cell, PROFILES[profile], kind, moments, setups), WORK / f"{name}-{profile}"
@@ -292,14 +291,16 @@ def main():
     parser.add_argument("--profile", choices=["quick", "paper"], default="quick")
     parser.add_argument("--materials", nargs="*")
     parser.add_argument("--divalent", action="store_true", help="repaired: Yb 2+ (4f14 in the core), as <formula>-polymorph-divalent")
+    parser.add_argument("--waves", action="store_true", help="repaired: plane waves along the path, too, as <formula>-polymorph-waves")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--timeout", type=float, help="seconds a material may take in this call; the next call goes on")
     args = parser.parse_args()
-    after = args.what == "repaired"
     other = {"Yb": frozen_4f("Yb", "2p")} if args.divalent or args.what == "divalent" else None
+    kind = "pbe" if args.what != "repaired" else "waves" if args.waves else "polymorph"
+    end = {"pbe": "", "polymorph": "-polymorph", "waves": "-polymorph-waves"}[kind] + "-divalent" * bool(other)
     for f in args.materials or {"tables1": REST, "divalent": DIVALENT}.get(args.what, FIGURE4):
-        cell, name = polymorph(f) if after else cubic_start(f), f + "-polymorph" * after + "-divalent" * bool(other)
-        out = run(name, cell, args.profile, "polymorph" if after else "pbe", args.ranks, timeout=args.timeout, setups=other)
+        name, cell = f + end, cubic_start(f) if kind == "pbe" else polymorph(f)
+        out = run(name, cell, args.profile, kind, args.ranks, timeout=args.timeout, setups=other)
         print(name, out["status"], out.get("gap"), f"{out['seconds']:.0f} s", flush=True)
 
 

@@ -275,7 +275,7 @@ LINE = {"energies": [[[-1.0, 2.0], [-1.5, 0.5]]], "kpoints": [K[0], K[2]], "dist
 
 
 def test_the_gap_is_that_of_the_mesh_and_the_path_together(no_setups, tmp_path):
-    job = dft.prepare(SILICON, LEAST, "polymorph")
+    job = dft.prepare(SILICON, LEAST, "waves")
     steps_in(tmp_path, scf=MESH)
     part = dft.collect("Si", job, tmp_path, "least")
     assert part["status"] == "bands: not run" and part["gap"]["indirect"] == pytest.approx(2.5) and part["bands"] is None
@@ -285,8 +285,17 @@ def test_the_gap_is_that_of_the_mesh_and_the_path_together(no_setups, tmp_path):
     assert out["cell"][0] == MESH["lattice"] and out["seconds"] == 3.0 and out["dos"]["total"].shape == (1, 2)
 
 
-def test_the_first_step_without_a_result_is_the_status(no_setups, tmp_path):
+def test_levels_of_another_basis_have_a_gap_of_their_own(no_setups, tmp_path):
     job = dft.prepare(SILICON, LEAST, "polymorph")
+    assert job["basis"] == dft.BASIS and "basis" not in dft.prepare(SILICON, LEAST, "waves")
+    steps_in(tmp_path, scf=MESH, basis={"error": 0.04, "levels": 4}, bands=LINE, dos={"energies": [0.0, 1.0], "total": [[0.0, 1.0]]})
+    out = dft.collect("Si", job, tmp_path, "least")
+    assert out["gap"]["indirect"] == pytest.approx(2.5) and out["path_gap"]["indirect"] == pytest.approx(1.5)
+    assert out["basis"]["name"] == dft.BASIS and out["basis"]["error"] == 0.04
+
+
+def test_the_first_step_without_a_result_is_the_status(no_setups, tmp_path):
+    job = dft.prepare(SILICON, LEAST, "waves")
     assert dft.collect("Si", job, tmp_path, "least")["status"] == "scf: not run"
     steps_in(tmp_path, scf=MESH, bands={"status": "not converged"})
     out = dft.collect("Si", job, tmp_path, "least")
@@ -330,12 +339,6 @@ def test_a_stored_result_with_other_settings_is_refused(change, monkeypatch):
         dft.run("Si", SILICON, "least")
 
 
-def test_only_large_polymorphs_get_fewer_points():
-    sixty = replace(LEAST, path_points=60)
-    assert dft.along_path(sixty, "polymorph", 20) == replace(sixty, path_points=40)
-    assert dft.along_path(sixty, "polymorph", 10) == dft.along_path(sixty, "pbe", 20) == sixty
-
-
 def test_a_calculation_out_of_time_is_a_row_and_goes_on(no_setups, monkeypatch):
     calls = []
 
@@ -347,12 +350,12 @@ def test_a_calculation_out_of_time_is_a_row_and_goes_on(no_setups, monkeypatch):
             raise subprocess.TimeoutExpired("mpirun", timeout)
 
     monkeypatch.setattr(dft, "execute", slow)
-    first = dft.run("Si", SILICON, "least", "polymorph", timeout=9)
+    first = dft.run("Si", SILICON, "least", "waves", timeout=9)
     assert first["status"] == "bands: not run" == dft.load("Si", "least", dft.STORE)["status"] and calls == [9]
     assert (dft.WORK / "Si-least" / "scf.gpw").exists()                                      # the next call starts from it
-    second = dft.run("Si", SILICON, "least", "polymorph", timeout=9)
+    second = dft.run("Si", SILICON, "least", "waves", timeout=9)
     assert second["status"] == "ok" and len(calls) == 2 and not (dft.WORK / "Si-least" / "scf.gpw").exists()
-    assert dft.run("Si", SILICON, "least", "polymorph")["gap"] == second["gap"] and len(calls) == 2
+    assert dft.run("Si", SILICON, "least", "waves")["gap"] == second["gap"] and len(calls) == 2
 
 
 # ---- steps, with EMT in the place of GPAW or nothing at all ----------------------------------------
@@ -556,7 +559,7 @@ def test_a_second_run_calculates_nothing(silicon, monkeypatch, tmp_path):
 @needs_seekpath
 def test_mgo_is_an_insulator_with_a_direct_gap(monkeypatch, in_process):
     monkeypatch.setattr(dft, "PROFILES", {"tiny": dft.Settings(400, (2, 2, 2), (2, 2, 2), 0.05, 16)})    # 300 eV is too few for oxygen
-    out = dft.run("MgO", MGO, "tiny", "polymorph")
+    out = dft.run("MgO", MGO, "tiny", "waves")
     gap = out["gap"]
     assert out["status"] == "ok" and 4.4 < gap["indirect"] < 4.8 and gap["direct"] == pytest.approx(gap["indirect"], abs=1e-4)
     assert np.allclose([gap[k] for k in ("vbm_k", "cbm_k", "direct_k")], 0, atol=1e-6)
@@ -586,6 +589,19 @@ def test_an_scf_that_does_not_converge_is_saved_and_tried_again(in_process, monk
     assert record.stat().st_mtime_ns > before
     monkeypatch.setattr(gpaw_job, "STEPS", {"scf": lambda job, folder: dict(MESH)})          # the third time it goes well
     assert dft.run("Si", SILICON, "two", "static")["gap"]["indirect"] == pytest.approx(2.5)
+
+
+@needs_gpaw
+@needs_seekpath
+def test_atomic_orbitals_give_the_bands_of_plane_waves(monkeypatch, in_process):
+    monkeypatch.setattr(dft, "PROFILES", {"least": replace(LEAST, path_points=20)})
+    waves, orbitals = (dft.run(f"Si-{kind}", SILICON, "least", kind) for kind in ("waves", "polymorph"))
+    assert waves["status"] == orbitals["status"] == "ok" and "basis" not in waves
+    a, b = (r["bands"]["energies"] - r["bands"]["energies"][0, :, :4].max() for r in (waves, orbitals))
+    assert np.abs(a - b)[0, :, :5].mean() < 0.15 and 0 < orbitals["basis"]["error"] < 0.3 and orbitals["basis"]["levels"] > 0
+    assert orbitals["path_gap"]["indirect"] == pytest.approx(waves["gap"]["indirect"], abs=0.15)
+    again = dft.load("Si-polymorph", "least", dft.STORE)
+    assert again["basis"] == orbitals["basis"] and again["path_gap"] == orbitals["path_gap"]
 
 
 @needs_gpaw
