@@ -103,4 +103,7 @@ EXTENDED = PRODUCTION.with_(
     name="extended", dataset="extended", labels=("dir_gap", "heat_all", "pbe_gap", "delta_e", "stability"), descriptors=True,
     partial=True, label_drop=0.3, epochs=40)
 
-PRESETS = {"paper": PAPER, "improved": IMPROVED, "production": PRODUCTION, "extended": EXTENDED}
+# The same with the cells that this project relaxed (own_cells.py) and a column for what the potential says of them.
+EXTENDED_OWN = EXTENDED.with_(name="extended", dataset="extended_own", labels=(*EXTENDED.labels, "own_stability"))
+
+PRESETS = {"paper": PAPER, "improved": IMPROVED, "production": PRODUCTION, "extended": EXTENDED, "extended-own": EXTENDED_OWN}

@@ -45,9 +45,10 @@ def bands(names, profile="quick", suffix="", folder=None):
 
 
 def repaired_bands(profile="quick"):
-    """{formula: dft result} of the polymorphs; of one whose anions form pairs, and so leave ytterbium 2+, that with 4f14 in the core."""
-    plain, divalent = (bands(dft.FIGURE4, profile, s) for s in ("-polymorph", "-polymorph-divalent"))
-    return plain | {f: r for f, r in divalent.items() if anion_pairs(r["cell"])[0] > 0}
+    """{formula: dft result} of the polymorphs; of one whose anions form pairs, and so leave ytterbium 2+, that with 4f14 in the core;
+    with plane waves along the path where that was calculated."""
+    plain, waves, divalent = (bands(dft.FIGURE4, profile, f"-polymorph{s}") for s in ("", "-waves", "-divalent"))
+    return plain | waves | {f: r for f, r in divalent.items() if anion_pairs(r["cell"])[0] > 0}
 
 
 def anion_pairs(cell, stretch=1.15):
@@ -143,13 +144,17 @@ def polymorph_table(found, most=3):
 
 
 def repaired_gaps(formulas, before, after):
-    """PBE gaps (eV) before and after repair, {formula: dft result} each, beside the paper's; a metal's is `answer`'s window."""
+    """PBE gaps (eV) before and after repair, {formula: dft result} each, beside the paper's; a metal's is `answer`'s window.
+
+    on path: the same of the levels along the band path, by atomic orbitals where `basis error` is given: their error on the mesh.
+    """
     import pandas as pd
     gap, first, second = (lambda r: r and r["gap"]["indirect"]), paper_gaps("before"), paper_gaps("after")
+    path = lambda f: answer(f, {"gap": after[f]["path_gap"]}) if after.get(f, {}).get("path_gap") else None
     return pd.DataFrame([{"material": f, "paper, cubic": first.get(f), "here, cubic": gap(before.get(f)), "paper, repaired": second.get(f),
                           "here, repaired": answer(f, after[f]) if f in after else None, "kind": kind(after.get(f)),
                           "window at": after[f]["gap"]["window_at"] if f in after and f in SHIFTED else None,
-                          "atoms": len(after[f]["cell"][1]) if f in after else None} for f in formulas])
+                          "on path": path(f), "basis error": after.get(f, {}).get("basis", {}).get("error")} for f in formulas])
 
 
 # ---- phonons ------------------------------------------------------------------------------------

@@ -41,10 +41,17 @@ class Splits:
     elements: tuple
 
 
+def load_split(cfg, split):
+    """CrystalSet of a split of the configuration's data set."""
+    if cfg.dataset.startswith("extended"):
+        return oqmd.load(split, own=cfg.dataset == "extended_own")
+    return data.load(cfg.dataset, split, cfg.split_scheme)
+
+
 def prepare(cfg, device="auto"):
     """Load, log the missing labels, move to the device. All splits are padded to the same number of sites."""
     device = pick_device(device)
-    crystals = {s: oqmd.load(s) if cfg.dataset == "extended" else data.load(cfg.dataset, s, cfg.split_scheme) for s in data.SPLITS}
+    crystals = {s: load_split(cfg, s) for s in data.SPLITS}
     elements = data.vocabulary(*crystals.values())
     sites = max(c.numbers.shape[1] for c in crystals.values())
     tensors = {s: data.to_tensors(c, elements, cfg.labels, device, cfg.cutoff, sites) for s, c in crystals.items()}

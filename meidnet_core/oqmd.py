@@ -20,6 +20,7 @@ LABELS = data.LABELS["perov_5"] | {
 COLUMNS = {"pbe_gap": "band_gap", "delta_e": "delta_e", "stability": "stability"}          # ours -> the table's
 UNCONVERGED = 5.0              # eV/atom; rows beyond are failed calculations
 OWN = ROOT / "data" / "abx3_relaxed.csv"                                                   # written by own_cells.py
+OWN_LABEL = {"own_stability": "energy above the list hull, SevenNet-0 (eV/atom), cells relaxed by this project"}
 OWN_COLUMNS = ["A", "B", "X", "a", "energy_per_atom", "e_above_hull", "potential"]         # angstrom, eV, eV/atom
 SHARES = {"train": (0.0, 0.8), "val": (0.8, 0.9), "test": (0.9, 1.0)}
 
@@ -74,8 +75,11 @@ def cubic(stand_in=False):
     return cells("oqmd_abx3", "all", [str(i) for i in table.entry_id], numbers, np.cbrt(table.volume.to_numpy()), labels)
 
 
-def own_cells(path=OWN):
-    """CrystalSet of the cubic cells that this project relaxed, every label unknown. DataError names a missing file, column or element."""
+def own_cells(path=OWN, labelled=False):
+    """CrystalSet of the cubic cells that this project relaxed. DataError names a missing file, column or element.
+
+    Every label of LABELS is unknown; labelled: OWN_LABEL is one more column, and known.
+    """
     import pandas as pd
     if not path.exists():
         raise DataError(f"{path}: not there; write it by `python -m meidnet_core.own_cells`")
@@ -85,18 +89,21 @@ def own_cells(path=OWN):
         raise DataError(f"{path}: " + (f"column {', '.join(missing)} missing" if missing else "no rows"))
     try:
         numbers = np.array([[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in found[["A", "B", "X"]].to_numpy()], np.int16)
-    except ValueError as error:                                              # it names the element
+        edges, known = found[["a", "e_above_hull"]].to_numpy(float).T
+    except ValueError as error:                                              # it names the element, or what is no number
         raise DataError(f"{path}: {error}") from error
-    labels = np.full((len(found), len(LABELS)), np.nan)
-    return cells("abx3_relaxed", "all", [str(i) for i in range(len(found))], numbers, found.a.to_numpy(float), labels)
+    labels, names = np.full((len(found), len(LABELS)), np.nan), tuple(LABELS)
+    if labelled:
+        labels, names = np.column_stack([labels, known]), (*names, *OWN_LABEL)
+    return cells("abx3_relaxed", "all", [str(i) for i in range(len(found))], numbers, edges, labels, names)
 
 
-def cells(name, split, ids, numbers, a, labels):
-    """Cubic ideal cells as a CrystalSet: numbers (M, 5) in order A, B, X, X, X, a (M,) angstrom, labels (M, 5)."""
+def cells(name, split, ids, numbers, a, labels, names=tuple(LABELS)):
+    """Cubic ideal cells as a CrystalSet: numbers (M, 5) in order A, B, X, X, X, a (M,) angstrom, labels (M, P) of these names."""
     m = len(ids)
     lattice = np.column_stack([np.repeat(np.asarray(a, float)[:, None], 3, 1), np.full((m, 3), 90.0)])
     order, frac = np.tile(np.arange(5, dtype=np.int16), (m, 1)), np.tile(crystal.PEROVSKITE, (m, 1, 1))
-    return CrystalSet(name, split, tuple(LABELS), list(ids), lattice, np.asarray(numbers, np.int16), frac, np.asarray(labels, float),
+    return CrystalSet(name, split, names, list(ids), lattice, np.asarray(numbers, np.int16), frac, np.asarray(labels, float),
                       order, np.zeros((m, 3)), np.tile(np.eye(3, dtype=np.int8), (m, 1, 1)))
 
 
@@ -106,27 +113,31 @@ def position(numbers, seed=0):
     return np.array([zlib.crc32(f"{seed} {data.composition_key(z)}".encode()) / 2**32 for z in numbers])
 
 
-def widened(crystals):
-    """A Perov-5 CrystalSet with the columns of LABELS, NaN where it has none."""
+def widened(crystals, names=tuple(LABELS)):
+    """A CrystalSet with these label columns, NaN where it has none."""
     column = {l: crystals.labels[:, i] for i, l in enumerate(crystals.label_names)}
-    labels = np.column_stack([column.get(l, np.full(len(crystals), np.nan)) for l in LABELS])
+    labels = np.column_stack([column.get(l, np.full(len(crystals), np.nan)) for l in names])
     arrays = {k: getattr(crystals, k) for k in CrystalSet.ARRAYS} | {"labels": labels}
-    return CrystalSet(crystals.name, crystals.split, tuple(LABELS), crystals.ids, **arrays)
+    return CrystalSet(crystals.name, crystals.split, names, crystals.ids, **arrays)
 
 
-def part(split, seed=0, stand_in=False):
-    """The cubic cells of one split: 80/10/10 by composition, another draw for another seed."""
-    everything, (low, high) = cubic(stand_in), SHARES[split]
+def part(split, seed=0, stand_in=False, everything=None):
+    """The cubic cells (of OQMD, or of another set `everything`) of one split: 80/10/10 by composition, another draw for another seed."""
+    everything, (low, high) = cubic(stand_in) if everything is None else everything, SHARES[split]
     place = position(everything.numbers, seed)
     return everything.select((place >= low) & (place < high), split)
 
 
-def load(split, seed=0, stand_in=False):
+def load(split, seed=0, stand_in=False, own=False):
     """One split of the union. OQMD by composition, 80/10/10; of Perov-5 the CDVAE split, `train` without the compositions
     that OQMD's val and test hold: nothing about a held-out OQMD composition is seen in training, whatever the theory.
-    stand_in: see `cubic`; for what needs cells and no labels."""
+    stand_in: see `cubic`; for what needs cells and no labels. own: with the cells that this project relaxed, split the same way,
+    and a column for their label.
+    """
+    names = (*LABELS, *OWN_LABEL) if own else tuple(LABELS)
+    parts = lambda s: [part(s, seed, stand_in)] + ([part(s, seed, everything=own_cells(labelled=True))] if own else [])
     perov = data.load("perov_5", split)
     if split == "train":
-        held_out = {data.composition_key(z) for s in ("val", "test") for z in part(s, seed, stand_in).numbers}
+        held_out = {data.composition_key(z) for s in ("val", "test") for p in parts(s) for z in p.numbers}
         perov = perov.select(np.array([data.composition_key(z) not in held_out for z in perov.numbers]))
-    return data.concatenate([widened(perov), part(split, seed, stand_in)], split)
+    return data.concatenate([widened(p, names) for p in (perov, *parts(split))], split)

@@ -1,9 +1,11 @@
 """Cubic ABX3 relaxed by this project, data/abx3_relaxed.csv: what stands in for OQMD where its table cannot be had.
 
     python -m meidnet_core.own_cells --minutes 20      # relax more compositions, write what is there
+    python -m meidnet_core.own_cells --compare 3       # does a model that was trained with them know thin chemistry better? three seeds
 
 Neutral compositions of the tolerance window in random order (seed 0), cubic cells, a potential of this book, energies above
-the list hull. These energies are no label of OQMD's theory: `oqmd.own_cells` reads compositions and cells, and leaves every label unknown.
+the list hull. These energies are no label of OQMD's theory: where the cells stand in for OQMD (`oqmd.own_cells`) every label is
+unknown, and a model that learns from them (`experiments extended-own`) has a column of its own for them.
 """
 
 import argparse
@@ -12,7 +14,8 @@ import time
 
 import numpy as np
 
-from . import crystal, hull, matching, relax, sun
+from . import candidates, checkpoint, crystal, data, design, experiments, hull, matching, oqmd, relax, results, sun
+from .config import EXTENDED, EXTENDED_OWN
 from .oqmd import OWN, OWN_COLUMNS
 from .results import _write_atomic
 
@@ -47,12 +50,71 @@ def is_cubic(row, tolerance=1e-3):
     return np.ptp(lattice[:3]) < tolerance * lattice[0] and np.abs(lattice[3:] - 90).max() < 0.1 and np.abs(shift).max() < tolerance
 
 
+# ---- do they help? ------------------------------------------------------------------------------
+
+CLASSES = {"all": (), "oxides": ("O",), "chalcogenides": ("S", "Se", "Te"), "halides": ("F", "Cl", "Br", "I"), "nitrides": ("N",)}
+
+
+def compare(seed=0):
+    """Errors (MAE, eV/atom) of "energy above the list hull, SevenNet-0", read from held-out cells: {set_class_reader: value}.
+
+    sets: own (test split of these cells), paper (the cubic cells of Table S1 that the training split does not hold). Readers: without
+    (model of OQMD alone, its distance to the OQMD hull), with (own label of the model that learnt it), ridge (own train cells, a sum
+    over site elements), mean (of the own train cells). CheckpointError when a model is missing.
+    """
+    labelled = oqmd.own_cells(labelled=True)
+    train, test = (oqmd.part(s, everything=labelled) for s in ("train", "test"))
+    models, known = {"without": model(EXTENDED, seed), "with": model(EXTENDED_OWN, seed)}, train.labels[:, -1]
+    m = {"train_cells": len(train)}
+    for name, cells in (("own", test), ("paper", paper_cells(train))):
+        read = {k: design.predict([found], cells)[0][:, -1] for k, found in models.items()}      # stability; own_stability
+        read |= {"ridge": candidates.Lesson(train.numbers, known)(cells.numbers), "mean": np.full(len(cells), known.mean())}
+        for kind, anions in CLASSES.items():
+            mine = np.isin(cells.numbers[:, 2], [crystal.atomic_number(x) for x in anions]) | (not anions)
+            error = {k: float(np.abs(v - cells.labels[:, -1])[mine].mean()) for k, v in read.items() if mine.any()}
+            m |= {f"{name}_{kind}_{k}": v for k, v in error.items()} | {f"{name}_{kind}_cells": int(mine.sum())}
+    return m
+
+
+def model(cfg, seed):
+    found = experiments.stored(cfg.with_(seed=seed))
+    if not found:
+        raise checkpoint.CheckpointError(f"{experiments.path_of(cfg.with_(seed=seed))}: not there or of another configuration; run "
+                                         f"`python -m meidnet_core.experiments {cfg.dataset.replace('_', '-')} --seed {seed}`")
+    return found[0]
+
+
+def paper_cells(train, potential="sevennet-0"):
+    """Cubic cells of Table S1 at the potential's lattice constants, labelled by it; without compositions of a training split."""
+    m, seen = results.read_run("table-s1", potential)["metrics"], {data.composition_key(z) for z in train.numbers}
+    sites = {f: hull.sites_in(f) for f in results.read_table_s1().formula if f"{f}_ideal" in m}
+    z = {f: [crystal.atomic_number(e) for e in (a, b, x, x, x)] for f, (a, b, x) in sites.items()}
+    new = [f for f in z if data.composition_key(np.array(z[f])) not in seen]
+    labels = np.full((len(new), len(oqmd.LABELS) + 1), np.nan)
+    labels[:, -1] = [m[f"{f}_ideal"] / 1000 for f in new]
+    a = np.array([m[f"{f}_ideal_a"] for f in new])
+    return oqmd.cells("table_s1", "all", new, np.array([z[f] for f in new], np.int16), a, labels, (*oqmd.LABELS, *oqmd.OWN_LABEL))
+
+
+def write_comparison(seeds):
+    for seed in range(seeds):
+        start, m = time.time(), compare(seed)
+        config = {"classes": {k: list(v) for k, v in CLASSES.items()}}
+        path = results.write_run("own-cells", f"seed{seed}", config=config, seed=seed, data_set="abx3_relaxed",
+                                 split="test of these cells; cells of Table S1", n=m["own_all_cells"], metrics=m, claims={},
+                                 wall_time_s=time.time() - start)
+        print(path.name, {k: round(v, 3) for k, v in m.items()})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--potential", default="sevennet-0")
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--compare", type=int, metavar="SEEDS", help="compare models with and without these cells; relaxes nothing")
     args = parser.parse_args()
+    if args.compare:
+        return write_comparison(args.compare)
     relax_more(args.potential, args.minutes, processes=args.processes)
     out = table(args.potential)
     _write_atomic(OWN, out.to_csv(index=False))

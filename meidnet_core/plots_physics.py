@@ -40,6 +40,20 @@ def band_structure(result, title, paper_gap=None, window=(-4, 4), axes=None):
     return axes
 
 
+def two_bases(waves, orbitals, title, window=(-3, 3)):
+    """Bands of one crystal by plane waves and by atomic orbitals (two dft results), relative to the Fermi level of the plane waves."""
+    fig, ax = plt.subplots(figsize=(6.2, 3.6))
+    names = "plane waves", f"atomic orbitals ({orbitals['basis']['name']})"
+    for r, color, style, name in zip((waves, orbitals), (SKY, BLACK), "-:", names):
+        for e in r["bands"]["energies"]:
+            ax.plot(*_broken(r["bands"]["distance"], e), color=color, ls=style, lw=1.8 if style == "-" else 1.1)
+        ax.plot([], [], color=color, ls=style, label=name)
+    _ticks(ax, waves["bands"]["labels"])
+    ax.set(ylim=window, title=title, ylabel="$E - E_{\\mathrm{F}}$ (eV)")
+    ax.legend(fontsize=8, loc="lower right", frameon=True)
+    return fig
+
+
 def _broken(x, energies):
     """x (K,) and energies (K, B) with a gap where the path jumps (two points at one distance)."""
     jump = np.flatnonzero(np.diff(x) < 1e-6) + 1

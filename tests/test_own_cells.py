@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from meidnet_core import crystal, hull, oqmd, own_cells
+from meidnet_core import checkpoint, crystal, data, experiments, hull, oqmd, own_cells, results
 from meidnet_core.candidates import CubicConstant
 from meidnet_core.sources import DataError, MissingTable
 
@@ -36,7 +36,8 @@ HEAD = ",".join(oqmd.OWN_COLUMNS) + "\n"
 
 
 @pytest.mark.parametrize("text, reason", [("A,B,X,a\nSr,Ti,O,3.9\n", "column energy_per_atom"), (HEAD, "no rows"),
-                                          (HEAD + "Sr,Xx,O,3.9,-5,0,p\n", "unknown element")])
+                                          (HEAD + "Sr,Xx,O,3.9,-5,0,p\n", "unknown element"),
+                                          (HEAD + "Sr,Ti,O,3.9,-5,stable,p\n", "stable")])
 def test_bad_files_are_named(tmp_path, text, reason):
     path = tmp_path / "t.csv"
     with pytest.raises(DataError, match="t.csv: not there"):
@@ -57,3 +58,33 @@ def test_committed_cells_stand_in_for_oqmd(monkeypatch, tmp_path):
     assert len(cells) > 200 and np.isnan(cells.labels).all()
     error = CubicConstant(cells)(cells.numbers) - cells.lattice[:, 0]
     assert np.abs(error).mean() < 0.1
+
+
+def test_own_cells_join_with_a_label_of_their_own_and_nothing_leaks():
+    train, test = (oqmd.load(s, own=True) for s in ("train", "test"))
+    plain, own = oqmd.load("test"), oqmd.own_cells(labelled=True)
+    known = np.isfinite(test.labels[:, -1])
+    assert len(test) == len(plain) + known.sum() and test.label_names == (*plain.label_names, "own_stability")
+    assert np.isnan(test.labels[known][:, :-1]).all()                                        # no label of another theory
+    assert np.isfinite(own.labels[:, -1]).all() and 0.05 < known.sum() / len(own) < 0.25
+    held = {data.composition_key(z) for z in oqmd.part("test", everything=own).numbers}
+    assert held and not held & {data.composition_key(z) for z in train.numbers}
+
+
+def test_the_cells_of_table_s1_are_not_those_of_training():
+    train = oqmd.part("train", everything=oqmd.own_cells(labelled=True))
+    cells = own_cells.paper_cells(train)
+    assert 0 < len(cells) < 19 and not {data.composition_key(z) for z in cells.numbers} & {data.composition_key(z) for z in train.numbers}
+    m = results.read_run("table-s1", "sevennet-0")["metrics"]
+    assert cells.labels[0, -1] == pytest.approx(m[f"{cells.ids[0]}_ideal"] / 1000)
+
+
+def test_a_missing_model_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="extended_own.*run `python -m meidnet_core.experiments extended-own --seed 1"):
+        own_cells.model(own_cells.EXTENDED_OWN, 1)
+
+
+def test_the_stored_comparison_is_that_of_the_committed_models():
+    stored, now = results.read_run("own-cells", "seed0")["metrics"], own_cells.compare(0)
+    assert stored.keys() == now.keys() and all(stored[k] == pytest.approx(now[k], abs=1e-3) for k in now)
