@@ -313,7 +313,10 @@ def main():
     parser.add_argument("--independent", action="store_true", help="the judge of generated crystals instead: PBE gaps of OQMD")
     args = vars(parser.parse_args())
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    for key, value in record(INDEPENDENT if args.pop("independent") else SETTINGS.with_(**args)).items():
+    cfg = INDEPENDENT if args.pop("independent") else SETTINGS.with_(**args)
+    if cfg.name == SETTINGS.name and cfg.epochs != SETTINGS.epochs:                      # other schedules stand beside, not in place of it
+        cfg = cfg.with_(name=f"cgcnn{cfg.epochs}")
+    for key, value in record(cfg).items():
         print(f"{key:20s} {value:.4f}")
 
 
