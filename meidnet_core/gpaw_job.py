@@ -131,6 +131,7 @@ def fixed(job, folder, step, kpts, extra):
     words = {"nbands": occupied + empty + max(extra, occupied // 5), "maxiter": 200,
              "convergence": {"bands": occupied + empty, "eigenstates": 1e-6}}
     if job.get("basis"):
+        empty = max(8, occupied // 2)                                    # they cost nothing here
         ground.parameters["mode"] = {"name": "lcao"}                     # fixed_density takes the mode from there
         words = {"nbands": occupied + empty, "basis": basis_sets(job)}
     fixed = ground.fixed_density(kpts=kpts, symmetry={} if step == "dos" else "off", txt=str(folder / f"{step}.txt"), **words)

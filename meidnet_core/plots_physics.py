@@ -1,5 +1,7 @@
 """Figures of the chapters on bands, phonons and repair; colours and style as in plots.py."""
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -8,11 +10,18 @@ from .plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 SPINS = ((BLUE, "spin up"), (ORANGE, "spin down"))
 
 
-def _ticks(ax, labels):
+def _ticks(ax, labels, crowded=0.05):
+    """Names of the points of a path; one that is nearer than a share `crowded` of the path to the one before stands a line lower."""
     for x, _ in labels:
         ax.axvline(x, color="#cccccc", lw=0.6, zorder=0)
-    ax.set_xticks([x for x, _ in labels], [name for _, name in labels])
-    ax.set_xlim(labels[0][0], labels[-1][0])
+    first, last = labels[0][0], labels[-1][0]
+    names, low, before = [], 0, -np.inf
+    for x, name in labels:
+        low = low + 1 if x - before < crowded * (last - first) else 0
+        names.append("\n" * (low % 3) + re.sub(r"_(\w+)", r"$_{\1}$", name))
+        before = x
+    ax.set_xticks([x for x, _ in labels], names)
+    ax.set_xlim(first, last)
 
 
 def band_structure(result, title, paper_gap=None, window=(-4, 4), axes=None):
