@@ -10,7 +10,7 @@ from .plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 SPINS = ((BLUE, "spin up"), (ORANGE, "spin down"))
 
 
-def _ticks(ax, labels, crowded=0.05):
+def _ticks(ax, labels, crowded=0.08):
     """Names of the points of a path; one that is nearer than a share `crowded` of the path to the one before stands a line lower."""
     for x, _ in labels:
         ax.axvline(x, color="#cccccc", lw=0.6, zorder=0)
