@@ -63,17 +63,18 @@ def tag_of(name, base):
     return "" if base == SWEEP else f"{base.name}{base.epochs}-"
 
 
-def answers(name, base):
-    """Do these runs answer rows of paper.csv? The sweep does, until the paper's number of epochs is run."""
-    return base == SWEEP or (base.name != "sweep" and base.epochs >= FULL[name])
+def full_length(name, base):
+    """Is this the paper's number of epochs with a configuration that stands for its own or a better one?"""
+    return base.name != "sweep" and base.epochs >= FULL[name]
 
 
-def table(name, base=SWEEP, seeds=None):
-    """The runs of a campaign, in the order in which they run."""
+def table(name, base=SWEEP, seeds=None, answers=None):
+    """The runs of a campaign, in the order in which they run. answers: do they answer rows of paper.csv? By default those of the sweep."""
+    answers = base == SWEEP if answers is None else answers
     if name not in SEEDS:
         raise ValueError(f"campaign {name!r}: expected one of {', '.join(SEEDS)}")
     variants = {"latent": _latent, "fusion": _fusion, "curriculum": _curriculum}[name](seeds or SEEDS[name])
-    rows = [Entry(f"{name}-{tag_of(name, base)}{variant}", base.with_(seed=seed, **changes), claims if answers(name, base) else {})
+    rows = [Entry(f"{name}-{tag_of(name, base)}{variant}", base.with_(seed=seed, **changes), claims if answers else {})
             for variant, changes, claims, count in variants for seed in range(count)]
     return sorted(rows, key=lambda entry: entry.cfg.seed)              # all variants of a seed first: a cut campaign compares
 
@@ -220,14 +221,17 @@ def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True):
     return 0
 
 
-def stored(name, base=SWEEP):
-    """{variant: runs ordered by seed} of a campaign, from data/results, but for those that diverged; ValueError when a variant has none."""
+def stored(name, base=SWEEP, partial=False):
+    """{variant: runs ordered by seed} of a campaign, from data/results, but for those that diverged; ValueError when a variant has none.
+
+    partial: variants without runs are left out instead.
+    """
     found, start = run_files(), len(f"{name}-{tag_of(name, base)}")
     groups = {e.experiment[start:]: [r for r in found if r["experiment"] == e.experiment] for e in table(name, base, 1)}
     missing = [v for v, runs in groups.items() if not runs]
-    if missing:
+    if missing and not partial:
         raise ValueError(f"no runs of {', '.join(missing)} in data/results; first run: python -m meidnet_core.campaign {name}")
-    return {v: sorted(runs, key=lambda r: r["seed"]) for v, runs in groups.items()}
+    return {v: sorted(runs, key=lambda r: r["seed"]) for v, runs in groups.items() if runs}
 
 
 def diverged(name):
@@ -237,20 +241,34 @@ def diverged(name):
 
 # ---- what the campaigns answer ------------------------------------------------------------------
 def summarise(name, base=SWEEP, seeds=None):
-    """Claims that compare variants, as run files of their own, and claims.csv."""
-    if answers(name, base):
-        {"latent": _best_dimension, "fusion": _first, "curriculum": _speedups}[name](stored(name, base), base, tag_of(name, base))
+    """Claims that compare variants, as run files of their own, and claims.csv.
+
+    The sweep answers, until every variant was run at full length and kept a finite loss: then those runs do.
+    """
+    groups = stored(name, base, partial=True)
+    lacking = sorted({e.experiment for e in table(name, base, 1)} - {r["experiment"] for runs in groups.values() for r in runs})
+    if lacking:
+        print(f"no finite run of {', '.join(lacking)}: these runs answer no claim")
+    elif base == SWEEP or full_length(name, base):
+        {"latent": _best_dimension, "fusion": _first, "curriculum": _speedups}[name](groups, base, tag_of(name, base))
         if base != SWEEP:
-            hand_over(name, {e.experiment for e in table(name, base, seeds)})
+            hand_over(name, base, seeds)
     return results.write_claims()
 
 
-def hand_over(name, experiments_):
-    """A full-length campaign answers the claims: take them out of the sweep's run files."""
-    ours = {e.experiment for e in table(name, SWEEP)} | {f"{name}-{end}" for end in ("best", "first", "speedup")}
+def hand_over(name, base, seeds=None):
+    """The runs of a campaign of full length get their claims, those of the sweep lose them."""
+    entries = {(e.experiment, e.run): e for e in table(name, base, seeds, answers=True)}
+    swept = {e.experiment for e in table(name, SWEEP)} | {f"{name}-{end}" for end in ("best", "first", "speedup")}
     for r in results.read_runs(results.RESULTS):
-        if r["experiment"] in ours - experiments_ and r["claims"]:
-            r["path"].write_text(json.dumps({k: v for k, v in r.items() if k != "path"} | {"claims": {}}, indent=1) + "\n")
+        entry = entries.get((r["experiment"], r["run"]))
+        if entry and "diverged" not in r["metrics"]:
+            r["claims"] = {c: labelled(r["metrics"][key], "test", entry.cfg) for c, key in entry.claims.items()}
+        elif r["experiment"] in swept:
+            r["claims"] = {}
+        else:
+            continue
+        r["path"].write_text(json.dumps({k: v for k, v in r.items() if k != "path"}, indent=1) + "\n")
 
 
 def _compared(name, run, base, claims, m, seed, split, n, **config):

@@ -64,7 +64,8 @@ def test_claim_ids_are_those_of_the_paper_and_belong_to_one_experiment():
 
 def test_a_shortened_protocol_of_the_paper_answers_no_claim():
     short, full = (campaign.table("fusion", PAPER.with_(epochs=n), 1) for n in (6, 200))
-    assert not any(e.claims for e in short) and all(e.claims for e in full)
+    assert not any(e.claims for e in (*short, *full))                                        # until all of its variants are there
+    assert not campaign.full_length("fusion", PAPER.with_(epochs=6)) and campaign.full_length("fusion", PAPER.with_(epochs=200))
     assert {e.experiment for e in short} == {"fusion-paper6-lf", "fusion-paper6-ef", "fusion-paper6-efcl"}
     assert not any(e.claims for e in campaign.table("fusion", campaign.SWEEP.with_(epochs=500), 1))
 
@@ -188,12 +189,24 @@ def test_the_subset_is_fixed(splits):
 # ---- what the campaigns answer ------------------------------------------------------------------
 
 
-def test_a_full_campaign_takes_the_claims_over(place, small):
+def test_a_full_campaign_takes_the_claims_over_once_every_variant_is_finite(place, small, capsys):
     campaign.campaign("fusion", small, 1, progress=False)
-    assert json.loads((place / "fusion-lf" / "seed0.json").read_text())["claims"]
-    campaign.hand_over("fusion", {"fusion-paper200-lf"})
-    runs = results.read_runs(place)
-    assert runs and not any(r["claims"] for r in runs)
+    swept, long = json.loads((place / "fusion-lf" / "seed0.json").read_text()), PAPER.with_(epochs=200)
+    assert swept["claims"]
+    lf, ef, efcl = sorted(campaign.table("fusion", long, 1), key=lambda e: ("-lf", "-ef", "-efcl").index(e.experiment[15:]))
+    for entry in (lf, ef):
+        campaign.write(entry, swept["metrics"] | {"cosine": 0.25}, 1.0, curve=swept["curve"])
+    results.write_run(efcl.experiment, efcl.run, config=efcl.cfg.to_dict(), seed=0, data_set="perov_5", split="val", n=8, claims={},
+                      metrics={"diverged": 64}, wall_time_s=1.0, curve=swept["curve"])
+    campaign.summarise("fusion", long, 1)
+    assert "no finite run of fusion-paper200-efcl" in capsys.readouterr().out
+    assert list(campaign.stored("fusion", long, partial=True)) == ["lf", "ef"] and len(campaign.diverged("fusion")) == 1
+    assert {r["experiment"] for r in results.read_runs(place) if r["claims"]} == {"fusion-lf", "fusion-ef", "fusion-efcl", "fusion-first"}
+    campaign.write(efcl, swept["metrics"], 1.0, curve=swept["curve"])
+    campaign.summarise("fusion", long, 1)
+    runs = {r["experiment"]: r for r in results.read_runs(place)}
+    assert not runs["fusion-lf"]["claims"] and runs["fusion-paper200-lf"]["claims"]["f2a.lf.cs"]["value"] == 0.25
+    assert runs["fusion-paper200-first"]["claims"] and not runs["fusion-first"]["claims"]
 
 
 def test_summaries_answer_the_comparing_claims(place, small):

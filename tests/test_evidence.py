@@ -3,6 +3,7 @@
 import json
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -119,7 +120,29 @@ def test_stored_bands_agree_with_their_gaps():
             assert g["metal"] or g["indirect"] < 0.2 or r["dos"]["total"][:, inside].max() < 0.05 * r["dos"]["total"].max(), f
 
 
+def test_bands_by_atomic_orbitals_agree_with_the_mesh():
+    after = evidence.repaired_bands()
+    lined = {f: r for f, r in after.items() if "path_gap" in r}
+    assert set(after) - set(lined) == {"KTaSe3"}                                             # it has plane waves along the path
+    for f, r in lined.items():
+        assert 0 < r["basis"]["error"] < 0.1 and r["bands"]["energies"].shape[1] == len(r["bands"]["distance"])
+        assert r["gap"]["metal"] == r["path_gap"]["metal"], f
+        assert r["gap"]["metal"] or r["path_gap"]["indirect"] < r["gap"]["indirect"] + 3 * r["basis"]["error"], f
+    table = evidence.repaired_gaps(list(after), {}, after).set_index("material")
+    assert table["basis error"].notna().sum() == len(lined) and table["on path"]["LaScSe3"] == lined["LaScSe3"]["path_gap"]["indirect"]
+
+
+def test_crowded_points_of_a_path_are_told_apart():
+    _, ax = plt.subplots()
+    plots_physics._ticks(ax, [(0.0, "Γ"), (1.0, "X|U_2"), (1.05, "Y"), (1.1, "T"), (2.0, "Γ")])
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["Γ", "X|U$_{2}$", "\nY", "\n\nT", "Γ"]
+
+
 def test_figures_draw_what_they_are_given(tmp_path):
+    waves = result()
+    few = waves["bands"] | {"energies": waves["bands"]["energies"][..., :2]}
+    both = plots_physics.two_bases(waves, waves | {"bands": few, "basis": {"name": "dzp"}}, "c").axes[0]
+    assert [t.get_text() for t in both.get_legend().get_texts()] == ["plane waves", "atomic orbitals (dzp)"]
     figure = plots_physics.band_structures({"a": result(), "b": result(gap=gap(0, 0, True)), "c": result()}, {"a": 0.7})
     titles = [ax.get_title() for ax in figure.axes]
     assert any("a: direct gap 1.00 eV" in t for t in titles) and any("b: metal" in t for t in titles)
