@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a model and its training. Presets: `PAPER`, `IMPROVED`, `PRODUCTION`."""
+    """All settings of a model and its training. Presets: see PRESETS."""
 
     name: str = "paper"
     dataset: str = "perov_5"
@@ -104,6 +104,6 @@ EXTENDED = PRODUCTION.with_(
     partial=True, label_drop=0.3, epochs=40)
 
 # The same with the cells that this project relaxed (own_cells.py) and a column for what the potential says of them.
-EXTENDED_OWN = EXTENDED.with_(name="extended", dataset="extended_own", labels=(*EXTENDED.labels, "own_stability"))
+EXTENDED_OWN = EXTENDED.with_(dataset="extended_own", labels=(*EXTENDED.labels, "own_stability"))
 
 PRESETS = {"paper": PAPER, "improved": IMPROVED, "production": PRODUCTION, "extended": EXTENDED, "extended-own": EXTENDED_OWN}

@@ -42,7 +42,7 @@ PROFILES = {"quick": Settings(350, (4, 4, 4), (4, 4, 4), 0.05, 60), "paper": Set
             "gllbsc": Settings(550, (7, 7, 7), (7, 7, 7), 0.01, 0)}     # the mesh of the labels: see gllbsc.py
 STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "basis", "bands", "dos"), "waves": ("scf", "bands", "dos"),
          "static": ("scf",), "phase": ("scf",), "gllbsc": ("gllbsc",)}
-BASIS = "dzp"                  # atomic orbitals for bands and density of states of polymorphs: plane waves take half an hour along a path
+BASIS = "dzp"                  # atomic orbitals for bands and density of states of polymorphs: along a path, plane waves take much longer
 POLYMORPHS = ("polymorph", "waves")
 
 # Lanthanides with the 4f shell in the core, generated on first use: the valence 4f of PBE pins the Fermi level. 3p: trivalent; 2p:
@@ -170,15 +170,17 @@ def _standard_setups():
     return [str(Path(gpaw_data.__file__).parent / "setups")]
 
 
-def gaps(energies, kpoints, electrons, magnetic=False):
+def gaps(energies, kpoints, electrons, magnetic=False, counts=None):
     """Gaps of eigenvalues (S, K, B) in eV relative to the Fermi level, of a cell with so many electrons.
+
+    counts: valence bands of each spin of a magnetic cell, where the Fermi level is that of other levels than these.
 
     indirect, direct (eV, 0 for a metal), overlap = lowest level above the valence bands minus their top (eV, negative: they overlap),
     metal, and the k-points. Bands are counted, in a magnetic cell by the Fermi level. An odd number of electrons without magnetism
     leaves a hole in the valence bands: a metal, whatever the overlap. window, window_at: see `window`.
     """
     e, k, odd = np.asarray(energies), np.asarray(kpoints), round(electrons) % 2 == 1 and not magnetic
-    below = (e < 0).sum(2)                                                # (S, K)
+    below = (e < 0).sum(2) if counts is None else np.array(counts)[:, None]                                # (S, K)
     count = [round(n.mean()) for n in below] if magnetic else [(round(electrons) + 1) // 2]
     tops, bottoms = (np.array([s[:, c + shift] for s, c in zip(e, count)]) for shift in (-1, 0))
     top, bottom, vertical = tops.max(0), bottoms.min(0), (bottoms - tops).min(0)
@@ -187,6 +189,12 @@ def gaps(energies, kpoints, electrons, magnetic=False):
     metal = bool(overlap <= 0 or odd or (magnetic and (below != below[:, :1]).any()))
     return {"indirect": 0.0 if metal else overlap, "direct": 0.0 if metal else float(vertical[d]), "overlap": overlap, "metal": metal,
             "vbm_k": k[v].tolist(), "cbm_k": k[c].tolist(), "direct_k": k[d].tolist(), **window(e)}
+
+
+def valence_bands(energies):
+    """[bands below the Fermi level at every k-point] of each spin, of eigenvalues (S, K, B); None in a metal, whose number changes."""
+    below = (np.asarray(energies) < 0).sum(2)
+    return below[:, 0].tolist() if (below == below[:, :1]).all() else None
 
 
 def window(energies, within=2.0):
@@ -224,7 +232,7 @@ def collect(name, job, folder, profile):
             b = out["bands"]
             if "basis" in done:                                       # two kinds of levels: each has a gap of its own
                 out |= {"basis": {"name": job["basis"], **done["basis"]},
-                        "path_gap": gaps(b["energies"], b["kpoints"], s["electrons"], magnetic)}
+                        "path_gap": gaps(b["energies"], b["kpoints"], s["electrons"], magnetic, valence_bands(levels))}
             else:
                 few = min(levels.shape[2], b["energies"].shape[2])
                 levels, points = np.concatenate([levels[..., :few], b["energies"][..., :few]], 1), np.concatenate([points, b["kpoints"]])
@@ -242,8 +250,8 @@ def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=No
     if found and found["status"] == "ok":
         check_same(found["cell"], cell, name)
         plain = lambda s: {k: v for k, v in s.items() if "kpts" not in k}           # meshes of polymorphs follow their cells
-        if plain(found["settings"]) != plain(asdict(PROFILES[profile])):
-            raise DFTError(f"{name}: the stored result has other settings than the profile {profile}; delete it")
+        if ("basis" in found) != ("basis" in STEPS[kind]) or plain(found["settings"]) != plain(asdict(PROFILES[profile])):
+            raise DFTError(f"{name}: the stored result has other settings than the profile {profile} of a {kind}; delete it")
         return found
     job, folder = prepare(cell, PROFILES[profile], kind, moments, setups), WORK / f"{name}-{profile}"
     try:
@@ -296,6 +304,8 @@ def main():
     parser.add_argument("--timeout", type=float, help="seconds a material may take in this call; the next call goes on")
     args = parser.parse_args()
     other = {"Yb": frozen_4f("Yb", "2p")} if args.divalent or args.what == "divalent" else None
+    if args.waves and args.divalent:
+        parser.error("--waves and --divalent: no chapter reads that")
     kind = "pbe" if args.what != "repaired" else "waves" if args.waves else "polymorph"
     end = {"pbe": "", "polymorph": "-polymorph", "waves": "-polymorph-waves"}[kind] + "-divalent" * bool(other)
     for f in args.materials or {"tables1": REST, "divalent": DIVALENT}.get(args.what, FIGURE4):

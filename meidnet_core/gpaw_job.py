@@ -122,7 +122,7 @@ def scf(job, folder):
 def fixed(job, folder, step, kpts, extra):
     """Eigenvalues at other k-points in the fixed density of the self-consistent run; the highest bands, `extra` or more, are a buffer.
 
-    job["basis"]: by atomic orbitals instead of plane waves, one diagonalisation a k-point: a hundred times faster in large cells.
+    job["basis"]: by atomic orbitals instead of plane waves, one diagonalisation a k-point (KTaSe3, 10 atoms: 38 instead of 533 s).
     """
     from gpaw import GPAW
     occupied = int(np.ceil(read(folder, "scf")["electrons"] / 2))
@@ -146,13 +146,13 @@ def basis_sets(job):
 
 def basis(job, folder):
     """{"error": eV, mean absolute difference of the levels within NEAR of the Fermi level, "levels": their number} on the mesh,
-    between job["basis"] and the plane waves of the self-consistent run, in the same density."""
+    between job["basis"] and the plane waves of the self-consistent run, in the same density. error: None without such levels."""
     s = read(folder, "scf")
     ground, calc, keep = fixed(job, folder, "basis", np.array(s["kpoints"]), 0)
     waves, e = np.array(s["energies"])[..., :keep], eigenvalues(calc)[0] + calc.get_fermi_level() - ground.get_fermi_level()
     few = min(waves.shape[2], e.shape[2])
     near = np.abs(waves[..., :few]) < NEAR
-    return {"error": float(np.abs(e[..., :few] - waves[..., :few])[near].mean()) if near.any() else 0.0, "levels": int(near.sum())}
+    return {"error": float(np.abs(e[..., :few] - waves[..., :few])[near].mean()) if near.any() else None, "levels": int(near.sum())}
 
 
 def bands(job, folder):

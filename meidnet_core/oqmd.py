@@ -132,8 +132,10 @@ def load(split, seed=0, stand_in=False, own=False):
     """One split of the union. OQMD by composition, 80/10/10; of Perov-5 the CDVAE split, `train` without the compositions
     that OQMD's val and test hold: nothing about a held-out OQMD composition is seen in training, whatever the theory.
     stand_in: see `cubic`; for what needs cells and no labels. own: with the cells that this project relaxed, split the same way,
-    and a column for their label.
+    and a column for their label; ValueError together with stand_in, which would hold them twice.
     """
+    if own and stand_in:
+        raise ValueError("own and stand_in: the same cells twice")
     names = (*LABELS, *OWN_LABEL) if own else tuple(LABELS)
     parts = lambda s: [part(s, seed, stand_in)] + ([part(s, seed, everything=own_cells(labelled=True))] if own else [])
     perov = data.load("perov_5", split)

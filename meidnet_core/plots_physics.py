@@ -30,7 +30,7 @@ def band_structure(result, title, paper_gap=None, window=(-4, 4), axes=None):
         _, axes = plt.subplots(1, 2, figsize=(6.2, 3.6), width_ratios=(3, 1), sharey=True)
     left, right = axes
     b, g = result["bands"], result["gap"]
-    top = 0.0 if g["metal"] else _valence_top(b["energies"], g)
+    top = 0.0 if g["metal"] else _valence_top(result)
     for e, (color, name) in zip(b["energies"], SPINS):
         left.plot(*_broken(b["distance"], e - top), color=color, lw=1)
         left.plot([], [], color=color, lw=1, label=name if len(b["energies"]) == 2 else None)
@@ -50,7 +50,7 @@ def band_structure(result, title, paper_gap=None, window=(-4, 4), axes=None):
 
 
 def two_bases(waves, orbitals, title, window=(-3, 3)):
-    """Bands of one crystal by plane waves and by atomic orbitals (two dft results), relative to the Fermi level of the plane waves."""
+    """Bands of one crystal by plane waves and by atomic orbitals (two dft results), each relative to the Fermi level of its density."""
     fig, ax = plt.subplots(figsize=(6.2, 3.6))
     names = "plane waves", f"atomic orbitals ({orbitals['basis']['name']})"
     for r, color, style, name in zip((waves, orbitals), (SKY, BLACK), "-:", names):
@@ -69,9 +69,10 @@ def _broken(x, energies):
     return np.insert(x, jump, np.nan), np.insert(energies, jump, np.nan, axis=0)
 
 
-def _valence_top(energies, gap):
-    """Of an insulator, relative to the Fermi level, which lies in the gap."""
-    return energies[energies < 0].max()
+def _valence_top(result):
+    """Of the drawn bands of an insulator, relative to the Fermi level: by their number, by the Fermi level in a magnetic cell."""
+    e = result["bands"]["energies"]
+    return e[0, :, :round(result["electrons"]) // 2].max() if len(e) == 1 else e[e < 0].max()
 
 
 def band_structures(results, paper, columns=2, window=(-4, 4)):

@@ -231,3 +231,8 @@ def test_the_mean_baseline_uses_the_training_labels_only(perovskites):
     sets["train"].labels[:5, 0] = np.nan
     out = cgcnn.mean_baseline(sets, NAMES)
     assert out["dir_gap_mae"] == pytest.approx(2.5) and out["heat_all_mae"] == pytest.approx(2.5)
+
+
+def test_another_schedule_stands_beside_the_stored_one():
+    assert cgcnn.settings(seed=1).name == "cgcnn" and cgcnn.settings(epochs=100).name == "cgcnn100"
+    assert cgcnn.path_of(cgcnn.settings(epochs=100)) != cgcnn.path_of(cgcnn.settings(epochs=cgcnn.SETTINGS.epochs))

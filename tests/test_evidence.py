@@ -23,7 +23,7 @@ def result(**words):
     energies = np.stack([-0.5 - k, 0.5 + k], 1)[None]
     bands = {"energies": energies, "distance": k, "kpoints": np.zeros((11, 3)), "labels": [(0.0, "Γ"), (1.0, "X")]}
     dos = {"energies": np.linspace(-3, 3, 61), "total": np.ones((1, 61))}
-    return {"gap": gap(1.0, 1.0), "bands": bands, "dos": dos, "seconds": 1.0, **words}
+    return {"gap": gap(1.0, 1.0), "bands": bands, "dos": dos, "seconds": 1.0, "electrons": 2, **words}
 
 
 def test_paper_gaps_are_those_of_the_tables():
@@ -127,7 +127,8 @@ def test_bands_by_atomic_orbitals_agree_with_the_mesh():
     for f, r in lined.items():
         assert 0 < r["basis"]["error"] < 0.1 and r["bands"]["energies"].shape[1] == len(r["bands"]["distance"])
         assert r["gap"]["metal"] == r["path_gap"]["metal"], f
-        assert r["gap"]["metal"] or r["path_gap"]["indirect"] < r["gap"]["indirect"] + 3 * r["basis"]["error"], f
+        low, high = -6 * r["basis"]["error"], 3 * r["basis"]["error"]                            # the path may hold a smaller gap
+        assert r["gap"]["metal"] or low < r["path_gap"]["indirect"] - r["gap"]["indirect"] < high, f
     table = evidence.repaired_gaps(list(after), {}, after).set_index("material")
     assert table["basis error"].notna().sum() == len(lined) and table["on path"]["LaScSe3"] == lined["LaScSe3"]["path_gap"]["indirect"]
 
