@@ -10,16 +10,14 @@ from .plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 SPINS = ((BLUE, "spin up"), (ORANGE, "spin down"))
 
 
-def _ticks(ax, labels, crowded=0.08):
-    """Names of the points of a path; one that is nearer than a share `crowded` of the path to the one before stands a line lower."""
+def _ticks(ax, labels, letter=0.02):
+    """Names of the points of a path; one that would touch the one before (letters are a share `letter` of the path) stands a line lower."""
     for x, _ in labels:
         ax.axvline(x, color="#cccccc", lw=0.6, zorder=0)
-    first, last = labels[0][0], labels[-1][0]
-    names, low, before = [], 0, -np.inf
-    for x, name in labels:
-        low = low + 1 if x - before < crowded * (last - first) else 0
+    first, last, names, low = labels[0][0], labels[-1][0], [], 0
+    for (before, previous), (x, name) in zip([(-np.inf, ""), *labels], labels):
+        low = low + 1 if x - before < letter * len(previous + name) * (last - first) else 0
         names.append("\n" * (low % 3) + re.sub(r"_(\w+)", r"$_{\1}$", name))
-        before = x
     ax.set_xticks([x for x, _ in labels], names)
     ax.set_xlim(first, last)
 

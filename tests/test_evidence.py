@@ -135,7 +135,7 @@ def test_bands_by_atomic_orbitals_agree_with_the_mesh():
 
 def test_crowded_points_of_a_path_are_told_apart():
     _, ax = plt.subplots()
-    plots_physics._ticks(ax, [(0.0, "Γ"), (1.0, "X|U_2"), (1.05, "Y"), (1.1, "T"), (2.0, "Γ")])
+    plots_physics._ticks(ax, [(0.0, "Γ"), (1.0, "X|U_2"), (1.05, "Y"), (1.1, "T"), (1.3, "Γ")])
     assert [t.get_text() for t in ax.get_xticklabels()] == ["Γ", "X|U$_{2}$", "\nY", "\n\nT", "Γ"]
 
 
