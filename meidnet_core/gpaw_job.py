@@ -122,7 +122,7 @@ def scf(job, folder):
 def fixed(job, folder, step, kpts, extra):
     """Eigenvalues at other k-points in the fixed density of the self-consistent run; the highest bands, `extra` or more, are a buffer.
 
-    job["basis"]: by atomic orbitals instead of plane waves, one diagonalisation a k-point (KTaSe3, 10 atoms: 38 instead of 533 s).
+    job["basis"]: by atomic orbitals instead of plane waves, one diagonalisation a k-point (KTaSe3, 10 atoms: 38 instead of 679 s).
     """
     from gpaw import GPAW
     occupied = int(np.ceil(read(folder, "scf")["electrons"] / 2))
