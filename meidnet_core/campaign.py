@@ -201,8 +201,12 @@ def labelled(value, split, cfg):       # the split says by which protocol: the p
     return {"value": value, "split": f"{split} ({cfg.name}, {cfg.epochs} epochs)"}
 
 
+def claims_of(entry, m):
+    return {name: labelled(m[key], "test", entry.cfg) for name, key in entry.claims.items()}
+
+
 def write(entry, m, seconds, **extra):
-    claims = {name: labelled(m[key], "test", entry.cfg) for name, key in entry.claims.items()}
+    claims = claims_of(entry, m)
     return results.write_run(entry.experiment, entry.run, config=entry.cfg.to_dict(), seed=entry.cfg.seed, data_set=entry.cfg.dataset,
                              split="test", n=m["n"], metrics=m, claims=claims, wall_time_s=seconds, **extra)
 
@@ -260,15 +264,11 @@ def hand_over(name, base, seeds=None):
     """The runs of a campaign of full length get their claims, those of the sweep lose them."""
     entries = {(e.experiment, e.run): e for e in table(name, base, seeds, answers=True)}
     swept = {e.experiment for e in table(name, SWEEP)} | {f"{name}-{end}" for end in ("best", "first", "speedup")}
-    for r in results.read_runs(results.RESULTS):
+    for r in run_files():
         entry = entries.get((r["experiment"], r["run"]))
-        if entry and "diverged" not in r["metrics"]:
-            r["claims"] = {c: labelled(r["metrics"][key], "test", entry.cfg) for c, key in entry.claims.items()}
-        elif r["experiment"] in swept:
-            r["claims"] = {}
-        else:
-            continue
-        r["path"].write_text(json.dumps({k: v for k, v in r.items() if k != "path"}, indent=1) + "\n")
+        if entry or r["experiment"] in swept:
+            plain = {k: v for k, v in r.items() if k != "path"} | {"claims": claims_of(entry, r["metrics"]) if entry else {}}
+            r["path"].write_text(json.dumps(plain, indent=1) + "\n")
 
 
 def _compared(name, run, base, claims, m, seed, split, n, **config):

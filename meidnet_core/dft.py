@@ -43,7 +43,6 @@ PROFILES = {"quick": Settings(350, (4, 4, 4), (4, 4, 4), 0.05, 60), "paper": Set
 STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "basis", "bands", "dos"), "waves": ("scf", "bands", "dos"),
          "static": ("scf",), "phase": ("scf",), "gllbsc": ("gllbsc",)}
 BASIS = "dzp"                  # atomic orbitals for bands and density of states of polymorphs: along a path, plane waves take much longer
-POLYMORPHS = ("polymorph", "waves")
 
 # Lanthanides with the 4f shell in the core, generated on first use: the valence 4f of PBE pins the Fermi level. 3p: trivalent; 2p:
 # divalent ytterbium, the analogue of VASP's Yb_2, whose 5d is not bound. (configuration, d projectors)
@@ -131,7 +130,7 @@ def prepare(cell, settings, kind="pbe", moments=True, setups=None):
     """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}."""
     along = settings.path_points and "bands" in STEPS[kind]
     cell, path = band_path(cell, settings.path_points) if along else (cell, None)
-    settings = for_cell(settings, cell[0]) if kind in (*POLYMORPHS, "phase") else settings
+    settings = for_cell(settings, cell[0]) if kind in ("polymorph", "waves", "phase") else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
     magmoms = [MOMENTS.get(e, 0.0) for e in cell[1]] if moments else []
     return {"cell": [np.asarray(cell[0]).tolist(), list(cell[1]), np.asarray(cell[2]).tolist()], "settings": asdict(settings), "xc": xc,
@@ -180,7 +179,7 @@ def gaps(energies, kpoints, electrons, magnetic=False, counts=None):
     leaves a hole in the valence bands: a metal, whatever the overlap. window, window_at: see `window`.
     """
     e, k, odd = np.asarray(energies), np.asarray(kpoints), round(electrons) % 2 == 1 and not magnetic
-    below = (e < 0).sum(2) if counts is None else np.array(counts)[:, None]                                # (S, K)
+    below = (e < 0).sum(2) if counts is None else np.array(counts)[:, None]        # (S, K) or (S, 1)
     count = [round(n.mean()) for n in below] if magnetic else [(round(electrons) + 1) // 2]
     tops, bottoms = (np.array([s[:, c + shift] for s, c in zip(e, count)]) for shift in (-1, 0))
     top, bottom, vertical = tops.max(0), bottoms.min(0), (bottoms - tops).min(0)

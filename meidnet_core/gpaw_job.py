@@ -126,16 +126,16 @@ def fixed(job, folder, step, kpts, extra):
     """
     from gpaw import GPAW
     occupied = int(np.ceil(read(folder, "scf")["electrons"] / 2))
-    empty = min(max(8, occupied // 3), EMPTY)
     ground = GPAW(folder / "scf.gpw", txt=None)
-    words = {"nbands": occupied + empty + max(extra, occupied // 5), "maxiter": 200,
-             "convergence": {"bands": occupied + empty, "eigenstates": 1e-6}}
     if job.get("basis"):
-        empty = max(8, occupied // 2)                                    # they cost nothing here
+        keep = occupied + max(8, occupied // 2)                          # empty bands cost nothing here
         ground.parameters["mode"] = {"name": "lcao"}                     # fixed_density takes the mode from there
-        words = {"nbands": occupied + empty, "basis": basis_sets(job)}
+        words = {"nbands": keep, "basis": basis_sets(job)}
+    else:
+        keep = occupied + min(max(8, occupied // 3), EMPTY)
+        words = {"nbands": keep + max(extra, occupied // 5), "maxiter": 200, "convergence": {"bands": keep, "eigenstates": 1e-6}}
     fixed = ground.fixed_density(kpts=kpts, symmetry={} if step == "dos" else "off", txt=str(folder / f"{step}.txt"), **words)
-    return ground, fixed, occupied + empty
+    return ground, fixed, keep
 
 
 def basis_sets(job):
@@ -150,9 +150,8 @@ def basis(job, folder):
     s = read(folder, "scf")
     ground, calc, keep = fixed(job, folder, "basis", np.array(s["kpoints"]), 0)
     waves, e = np.array(s["energies"])[..., :keep], eigenvalues(calc)[0] + calc.get_fermi_level() - ground.get_fermi_level()
-    few = min(waves.shape[2], e.shape[2])
-    near = np.abs(waves[..., :few]) < NEAR
-    return {"error": float(np.abs(e[..., :few] - waves[..., :few])[near].mean()) if near.any() else None, "levels": int(near.sum())}
+    near, difference = np.abs(waves) < NEAR, np.abs(e[..., :waves.shape[2]] - waves)
+    return {"error": float(difference[near].mean()) if near.any() else None, "levels": int(near.sum())}
 
 
 def bands(job, folder):

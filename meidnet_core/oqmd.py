@@ -92,10 +92,8 @@ def own_cells(path=OWN, labelled=False):
         edges, known = found[["a", "e_above_hull"]].to_numpy(float).T
     except ValueError as error:                                              # it names the element, or what is no number
         raise DataError(f"{path}: {error}") from error
-    labels, names = np.full((len(found), len(LABELS)), np.nan), tuple(LABELS)
-    if labelled:
-        labels, names = np.column_stack([labels, known]), (*names, *OWN_LABEL)
-    return cells("abx3_relaxed", "all", [str(i) for i in range(len(found))], numbers, edges, labels, names)
+    own = cells("abx3_relaxed", "all", [str(i) for i in range(len(found))], numbers, edges, known[:, None], tuple(OWN_LABEL))
+    return widened(own, (*LABELS, *OWN_LABEL) if labelled else tuple(LABELS))
 
 
 def cells(name, split, ids, numbers, a, labels, names=tuple(LABELS)):
@@ -121,9 +119,9 @@ def widened(crystals, names=tuple(LABELS)):
     return CrystalSet(crystals.name, crystals.split, names, crystals.ids, **arrays)
 
 
-def part(split, seed=0, stand_in=False, everything=None):
+def part(split, seed=0, everything=None):
     """The cubic cells (of OQMD, or of another set `everything`) of one split: 80/10/10 by composition, another draw for another seed."""
-    everything, (low, high) = cubic(stand_in) if everything is None else everything, SHARES[split]
+    everything, (low, high) = cubic() if everything is None else everything, SHARES[split]
     place = position(everything.numbers, seed)
     return everything.select((place >= low) & (place < high), split)
 
@@ -137,7 +135,8 @@ def load(split, seed=0, stand_in=False, own=False):
     if own and stand_in:
         raise ValueError("own and stand_in: the same cells twice")
     names = (*LABELS, *OWN_LABEL) if own else tuple(LABELS)
-    parts = lambda s: [part(s, seed, stand_in)] + ([part(s, seed, everything=own_cells(labelled=True))] if own else [])
+    cubes = [cubic(stand_in), *([own_cells(labelled=True)] if own else [])]
+    parts = lambda s: [part(s, seed, c) for c in cubes]
     perov = data.load("perov_5", split)
     if split == "train":
         held_out = {data.composition_key(z) for s in ("val", "test") for p in parts(s) for z in p.numbers}

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from . import candidates, checkpoint, crystal, data, design, experiments, hull, matching, oqmd, relax, results, sun
+from . import candidates, checkpoint, crystal, data, design, experiments, hull, matching, oqmd, relax, results, stability, sun
 from .config import EXTENDED, EXTENDED_OWN
 from .oqmd import OWN, OWN_COLUMNS
 from .results import _write_atomic
@@ -64,9 +64,8 @@ def compare(seed=0):
     label of the model that learnt it), ridge (own train cells, a sum over site elements), mean (of the own train cells).
     CheckpointError when a model is missing.
     """
-    train, test = (oqmd.part(s, everything=oqmd.own_cells(labelled=True)) for s in ("train", "test"))
-    in_oqmd = {data.composition_key(z) for z in oqmd.cubic().numbers}
-    test = test.select(np.array([data.composition_key(z) not in in_oqmd for z in test.numbers]))
+    own = oqmd.own_cells(labelled=True)
+    train, test = oqmd.part("train", everything=own), new_to(candidates.seen(oqmd.cubic()), oqmd.part("test", everything=own))
     models, known = {"without": model(EXTENDED, seed), "with": model(EXTENDED_OWN, seed)}, train.labels[:, -1]
     say = lambda name, cells: design.predict([models[name]], cells)[0][:, -1]                    # stability; own_stability
     offset, m = (known - say("without", train)).mean(), {"train_cells": len(train)}
@@ -88,16 +87,15 @@ def model(cfg, seed):
     return found[0]
 
 
-def paper_cells(train, potential="sevennet-0"):
-    """Cubic cells of Table S1 at the potential's lattice constants, labelled by it; without compositions of a training split."""
-    m, seen = results.read_run("table-s1", potential)["metrics"], {data.composition_key(z) for z in train.numbers}
-    sites = {f: hull.sites_in(f) for f in results.read_table_s1().formula if f"{f}_ideal" in m}
-    z = {f: [crystal.atomic_number(e) for e in (a, b, x, x, x)] for f, (a, b, x) in sites.items()}
-    new = [f for f in z if data.composition_key(np.array(z[f])) not in seen]
-    labels = np.full((len(new), len(oqmd.LABELS) + 1), np.nan)
-    labels[:, -1] = [m[f"{f}_ideal"] / 1000 for f in new]
-    a = np.array([m[f"{f}_ideal_a"] for f in new])
-    return oqmd.cells("table_s1", "all", new, np.array([z[f] for f in new], np.int16), a, labels, (*oqmd.LABELS, *oqmd.OWN_LABEL))
+def paper_cells(train):
+    """Cubic cells of Table S1 that the potential could relax, labelled by it; without compositions of a training split."""
+    cells = stability.paper_crystals()
+    return new_to(candidates.seen(train), cells.select(np.isfinite(cells.labels[:, -1])))
+
+
+def new_to(known, cells):
+    """The cells of a CrystalSet whose composition is not among the known ones (candidates.seen)."""
+    return cells.select(np.array([data.composition_key(z) not in known for z in cells.numbers]))
 
 
 def write_comparison(seeds):

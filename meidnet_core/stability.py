@@ -205,22 +205,31 @@ def own_hull(potential, seed=0, formulas=("KTaSe3", "BaHfSe3", "LaScSe3", "YbScS
                              split="all", n=len(formulas), metrics=m, claims={}, wall_time_s=time.time() - start)
 
 
+def paper_crystals(potential=DEFAULT):
+    """CrystalSet of the cubic cells of Table S1 at the lattice constants of `paper`, ids their formulas; its label is what the potential
+    said of them: energy above the list hull (eV/atom), NaN where it failed."""
+    from . import dft
+    formulas, m = list(results.read_table_s1().formula), results.read_run("table-s1", potential)["metrics"]
+    cells = [dft.cubic_start(f, potential) for f in formulas]
+    numbers = np.array([[crystal.atomic_number(e) for e in c[1]] for c in cells], np.int16)
+    labels = np.array([[m.get(f"{f}_ideal", np.nan) / 1000] for f in formulas])
+    return oqmd.cells("table_s1", "all", formulas, numbers, [c[0][0] for c in cells], labels, tuple(oqmd.OWN_LABEL))
+
+
 def gaps(potential=DEFAULT, **_):
     """Gaps (eV) of the paper's materials by the independent CGCNN of Figure S3; data/results/table-s1-gaps/cgcnn.json.
 
     Cubic cells at the lattice constants of `paper`. That CGCNN learnt PBE gaps of OQMD; the one of Perov-5 (GLLB-SC, trained
     without Se, I, Yb, Eu or Tm) is in the metrics as <formula>_perov5. <formula>_cells: training cells with the rarest element.
     """
-    from . import cgcnn, data, dft, evidence
-    start, table = time.time(), results.read_table_s1()
-    formulas, cells = list(table.formula), [dft.cubic_start(f, potential) for f in table.formula]
-    numbers = np.array([[crystal.atomic_number(e) for e in c[1]] for c in cells])
-    crystals = candidates.ideal(numbers, lambda _: np.array([c[0][0] for c in cells]))
+    from . import cgcnn, data, evidence
+    start, table, crystals = time.time(), results.read_table_s1(), paper_crystals(potential)
+    formulas = crystals.ids
     judges = {"": cgcnn.independent(), "_perov5": cgcnn.load(cgcnn.path_of(cgcnn.SETTINGS))[0]}
     found = {end: dict(zip(formulas, cgcnn.predict(model, crystals)[:, 0].astype(float))) for end, model in judges.items()}
     seen = {"": candidates.counts(cgcnn.own_fold("train")), "_perov5": candidates.counts(data.load("perov_5", "train"))}
     m = {f"{f}{end}": v for end in found for f, v in found[end].items()}
-    m |= {f"{f}_cells{end}": min(seen[end].get(e, 0) for e in c[1]) for end in seen for f, c in zip(formulas, cells)}
+    m |= {f"{f}_cells{end}": min(seen[end].get(e, 0) for e in hull.sites_in(f)) for end in seen for f in formulas}
     reference = set(results.read_reference()["id"])
     stated = {"target": dict(zip(table.formula, table.target_gap_ev)), "dft": evidence.paper_gaps("before")}
     m |= {f"mae_{k}{end}": float(np.mean([abs(v - stated[k][f]) for f, v in found[end].items()])) for k in stated for end in found}
