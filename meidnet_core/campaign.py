@@ -1,6 +1,7 @@
 """Campaigns: the trainings behind Figure S1 (latent), Figure 2a (fusion) and Figure 2b (curriculum); `seeds.py` compares them.
 
     python -m meidnet_core.campaign latent                                        # `sweep`: about a minute a run, one CPU thread
+    python -m meidnet_core.campaign latent --preset improved --variants 64 128 256  # at full length: ten minutes a run
     python -m meidnet_core.campaign fusion --preset paper --epochs 200 --seeds 5  # the protocol of the paper (GPU)
 
 A campaign is a table of runs. Runs whose JSON is there are skipped and an unfinished training goes on from runs/, so
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from . import experiments, losses, metrics, results
-from .config import IMPROVED, PRESETS, Config
+from .config import IMPROVED, PAPER, PRESETS, Config
 from .seeds import best, curves, epochs_to, largest_gain, values
 from .train import Diverged, train
 
@@ -29,6 +30,8 @@ SEEDS = {"latent": 3, "fusion": 5, "curriculum": 3}
 DIMENSIONS = (16, 32, 64, 128, 256, 512)
 PAPER_DIMENSIONS = (64, 128, 256)                                       # the three that the paper compares
 FUSIONS = {"lf": {"fusion": "late", "curriculum": "none"}, "ef": {"curriculum": "none"}, "efcl": {}}
+NEEDED = {"latent": tuple(map(str, PAPER_DIMENSIONS)), "fusion": tuple(FUSIONS), "curriculum": ("none", "exp67")}   # by the claims
+COMPARING = ("best", "first", "speedup")                                # endings of the run files that compare variants
 RAMPS = {33: 1 / 3, 67: 2 / 3, 100: 1.0}                                # % of the epochs in which the weight rises
 LEVELS = (32.0, 50.0, 90.0, 96.8)                                       # SM (%) whose epoch is compared
 CLAIM_LEVEL = 32.0                                                      # answers f2b.speedup: where the paper's EF ends (Figure 2a)
@@ -61,11 +64,6 @@ class Entry:
 def tag_of(name, base):
     """"" for the sweep of this book, else preset and epochs, e.g. "paper200-": other protocols go to other folders."""
     return "" if base == SWEEP else f"{base.name}{base.epochs}-"
-
-
-def full_length(name, base):
-    """Is this the paper's number of epochs with a configuration that stands for its own or a better one?"""
-    return base.name != "sweep" and base.epochs >= FULL[name]
 
 
 def table(name, base=SWEEP, seeds=None, answers=None):
@@ -211,9 +209,17 @@ def write(entry, m, seconds, **extra):
                              split="test", n=m["n"], metrics=m, claims=claims, wall_time_s=seconds, **extra)
 
 
-def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True):
-    """Run what is missing; no new run starts after `minutes`. Returns the number of runs that are still missing."""
-    start, missing = time.time(), [e for e in table(name, base, seeds) if not e.done]
+def variant_of(entry, name, base):
+    return entry.experiment.removeprefix(f"{name}-{tag_of(name, base)}")
+
+
+def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True, variants=None):
+    """Run what is missing (of `variants`, all by default); no new run starts after `minutes`. Returns how many are still missing."""
+    all_of_them = {variant_of(e, name, base) for e in table(name, base, 1)}
+    unknown, wanted = set(variants or ()) - all_of_them, set(variants or all_of_them)
+    if unknown:
+        raise ValueError(f"campaign {name} has no variant {', '.join(sorted(unknown))}")
+    start, missing = time.time(), [e for e in table(name, base, seeds) if not e.done and variant_of(e, name, base) in wanted]
     splits = experiments.prepare(base) if missing else None
     for k, entry in enumerate(missing):
         if minutes and time.time() - start > 60 * minutes:
@@ -221,7 +227,7 @@ def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True):
         m = json.loads(execute(entry, splits, progress).read_text())["metrics"]
         told = f"diverged after {m['diverged']} epochs" if "diverged" in m else f"SM {m['sm_cdvae']:.2f} %, cosine {m['cosine']:.3f}"
         print(f"{k + 1}/{len(missing)} {entry.experiment}/{entry.run}: {told}", flush=True)
-    summarise(name, base, seeds)
+    summarise(name, base)
     return 0
 
 
@@ -230,8 +236,8 @@ def stored(name, base=SWEEP, partial=False):
 
     partial: variants without runs are left out instead.
     """
-    found, start = run_files(), len(f"{name}-{tag_of(name, base)}")
-    groups = {e.experiment[start:]: [r for r in found if r["experiment"] == e.experiment] for e in table(name, base, 1)}
+    found = run_files()
+    groups = {variant_of(e, name, base): [r for r in found if r["experiment"] == e.experiment] for e in table(name, base, 1)}
     missing = [v for v, runs in groups.items() if not runs]
     if missing and not partial:
         raise ValueError(f"no runs of {', '.join(missing)} in data/results; first run: python -m meidnet_core.campaign {name}")
@@ -244,31 +250,37 @@ def diverged(name):
 
 
 # ---- what the campaigns answer ------------------------------------------------------------------
-def summarise(name, base=SWEEP, seeds=None):
-    """Claims that compare variants, as run files of their own, and claims.csv.
+def answering(name):
+    """The configuration that answers the claims: the paper's at its full length, else `improved` at its own, else the sweep; the first of
+    which every variant that a claim needs was run and kept a finite loss."""
+    complete = lambda base: set(NEEDED[name]) <= set(stored(name, base, partial=True))
+    return next((base for base in (PAPER.with_(epochs=FULL[name]), IMPROVED) if complete(base)), SWEEP)
 
-    The sweep answers, until every variant was run at full length and kept a finite loss: then those runs do.
-    """
-    groups = stored(name, base, partial=True)
-    lacking = sorted({e.experiment for e in table(name, base, 1)} - {r["experiment"] for runs in groups.values() for r in runs})
+
+def summarise(name, base=SWEEP):
+    """Claims that compare variants, as run files of their own, and claims.csv; `base` is what was run last."""
+    lacking, top = sorted(set(NEEDED[name]) - set(stored(name, base, partial=True))), answering(name)
     if lacking:
-        print(f"no finite run of {', '.join(lacking)}: these runs answer no claim")
-    elif base == SWEEP or full_length(name, base):
-        {"latent": _best_dimension, "fusion": _first, "curriculum": _speedups}[name](groups, base, tag_of(name, base))
-        if base != SWEEP:
-            hand_over(name, base, seeds)
+        print(f"no finite run of {', '.join(tag_of(name, base) + v for v in lacking)}: these runs answer no claim")
+    if not lacking or top != base:
+        compare = {"latent": _best_dimension, "fusion": _first, "curriculum": _speedups}[name]
+        compare(stored(name, top, partial=True), top, tag_of(name, top))
+        hand_over(name, top)
     return results.write_claims()
 
 
-def hand_over(name, base, seeds=None):
-    """The runs of a campaign of full length get their claims, those of the sweep lose them."""
-    entries = {(e.experiment, e.run): e for e in table(name, base, seeds, answers=True)}
-    swept = {e.experiment for e in table(name, SWEEP)} | {f"{name}-{end}" for end in ("best", "first", "speedup")}
+def hand_over(name, base):
+    """The runs of one configuration get the claims of a campaign, those of all others lose them."""
+    ours = [r for runs in stored(name, base, partial=True).values() for r in runs]
+    entries = {(e.experiment, e.run): e for e in table(name, base, 1 + max(r["seed"] for r in ours), answers=True)}
+    comparing = {f"{name}-{tag_of(name, base)}{end}" for end in COMPARING}
     for r in run_files():
-        entry = entries.get((r["experiment"], r["run"]))
-        if entry or r["experiment"] in swept:
-            plain = {k: v for k, v in r.items() if k != "path"} | {"claims": claims_of(entry, r["metrics"]) if entry else {}}
-            r["path"].write_text(json.dumps(plain, indent=1) + "\n")
+        if r["experiment"].startswith(f"{name}-") and r["experiment"] not in comparing:
+            entry = entries.get((r["experiment"], r["run"]))
+            claims = claims_of(entry, r["metrics"]) if entry else {}
+            if claims != r["claims"]:
+                plain = {k: v for k, v in r.items() if k != "path"} | {"claims": claims}
+                r["path"].write_text(json.dumps(plain, indent=1) + "\n")
 
 
 def _compared(name, run, base, claims, m, seed, split, n, **config):
@@ -280,7 +292,7 @@ def _best_dimension(groups, base, tag):
     """s1.best_dim among the paper's three dimensions; beside it among all, with the test against the runner-up."""
     m = {}
     for text, dims in (("paper", PAPER_DIMENSIONS), ("all", DIMENSIONS)):                 # exact: SM on the whole test split
-        top, p, ties = best({d: values(groups[str(d)], "exact_composition") for d in dims})
+        top, p, ties = best({d: values(groups[str(d)], "exact_composition") for d in dims if str(d) in groups})
         m |= {f"best_of_{text}": top, f"p_runner_up_{text}": p, f"ties_{text}": ties, f"significant_{text}": int(not ties)}
     _compared(f"latent-{tag}best", "summary", base, {"s1.best_dim": m["best_of_paper"]}, m, None, "test",
               groups["128"][0]["n"], dimensions=list(PAPER_DIMENSIONS), seeds=len(groups["128"]))
@@ -311,11 +323,13 @@ def main():
     parser.add_argument("--preset", choices=list(PRESETS), help="default: the sweep configuration of this module")
     parser.add_argument("--epochs", type=int, help="default: those of the configuration; the paper has 500 (latent) and 200")
     parser.add_argument("--seeds", type=int, help=f"default: {SEEDS}")
+    parser.add_argument("--variants", nargs="*", help="only these, e.g. 64 128 256 or none exp67")
     parser.add_argument("--minutes", type=float, help="start no further run after that")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     base = PRESETS[args.preset] if args.preset else SWEEP
-    left = campaign(args.campaign, base.with_(epochs=args.epochs) if args.epochs else base, args.seeds, args.minutes)
+    left = campaign(args.campaign, base.with_(epochs=args.epochs) if args.epochs else base, args.seeds, args.minutes,
+                    variants=args.variants)
     print(f"{left} runs are missing; the same command goes on" if left else "complete")
 
 

@@ -116,8 +116,9 @@ def repair_table(found):
         here, first = places.get(f, {}), [f"ts1.{f.lower()}.ehull_dft", f"ts2.{f.lower()}.ehull"]
         rows.append({"material": f, "before": r["spacegroup_before"], "after": r.get("spacegroup_after"), "status": r["status"],
                      "atoms": len(r.get("symbols", [])) or None, "generations": r.get("generations"),
-                     "gain (meV/atom)": 1000 * r["gain"] if r.get("gain") is not None else None, "lowest before (THz)": r["lowest_before"],
-                     "lowest after (THz)": r.get("lowest_after"), "E_hull before": here.get("before"), "E_hull after": here.get("after"),
+                     "CPU (min)": r["seconds"] / 60, "gain (meV/atom)": 1000 * r["gain"] if r.get("gain") is not None else None,
+                     "lowest before (THz)": r["lowest_before"], "lowest after (THz)": r.get("lowest_after"),
+                     "E_hull before": here.get("before"), "E_hull after": here.get("after"),
                      "paper: before": paper.get(first[0]), "paper: after": paper.get(first[1])})
     return pd.DataFrame(rows)
 

@@ -3,6 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
+from . import seeds
+
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 NAMES = {"dir_gap": "band gap, GLLB-SC (eV)", "heat_all": "enthalpy $H_f$ vs competing phases (eV/atom)", "band_gap": "band gap, PBE (eV)",
@@ -268,5 +270,26 @@ def gap_parity(table, mae):
     right.axline((1, 1), slope=1, color=BLACK, lw=1)
     right.set(xlabel="own prediction, structure alone (eV)", ylabel="independent CGCNN (eV)")
     left.legend(fontsize=8.5)
+    fig.tight_layout()
+    return fig
+
+
+def dimensions(groups, chosen=128):
+    """Reconstruction loss and exact composition (%) of the test split against latent dimension and training time, {dimension: runs}."""
+    fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.6))
+    for ax, key in zip(axes, ("reconstruction", "exact_composition", "exact_composition")):
+        for d, runs in groups.items():
+            y, minutes = seeds.values(runs, key), seeds.values(runs, "seconds") / 60
+            x = minutes if ax is axes[2] else np.full(len(y), int(d))
+            ax.plot(x, y, "o", ms=4, color=SKY)
+            ax.errorbar(x.mean(), y.mean(), seeds.spread(y), fmt="o", color=BLUE, capsize=4)
+            if ax is axes[2]:
+                ax.annotate(d, (x.mean(), y.mean()), (6, 4), textcoords="offset points", fontsize=8)
+        ax.set(ylabel="reconstruction loss, test" if key == "reconstruction" else "exact composition (%), test",
+               xlabel="training (min, one CPU thread)" if ax is axes[2] else "latent dimension")
+    for ax in axes[:2]:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([int(d) for d in groups], list(groups), fontsize=9)
+        ax.axvline(chosen, color=BLACK, ls="--", lw=1)
     fig.tight_layout()
     return fig

@@ -65,7 +65,6 @@ def test_claim_ids_are_those_of_the_paper_and_belong_to_one_experiment():
 def test_a_shortened_protocol_of_the_paper_answers_no_claim():
     short, full = (campaign.table("fusion", PAPER.with_(epochs=n), 1) for n in (6, 200))
     assert not any(e.claims for e in (*short, *full))                                        # until all of its variants are there
-    assert not campaign.full_length("fusion", PAPER.with_(epochs=6)) and campaign.full_length("fusion", PAPER.with_(epochs=200))
     assert {e.experiment for e in short} == {"fusion-paper6-lf", "fusion-paper6-ef", "fusion-paper6-efcl"}
     assert not any(e.claims for e in campaign.table("fusion", campaign.SWEEP.with_(epochs=500), 1))
 
@@ -198,15 +197,38 @@ def test_a_full_campaign_takes_the_claims_over_once_every_variant_is_finite(plac
         campaign.write(entry, swept["metrics"] | {"cosine": 0.25}, 1.0, curve=swept["curve"])
     results.write_run(efcl.experiment, efcl.run, config=efcl.cfg.to_dict(), seed=0, data_set="perov_5", split="val", n=8, claims={},
                       metrics={"diverged": 64}, wall_time_s=1.0, curve=swept["curve"])
-    campaign.summarise("fusion", long, 1)
-    assert "no finite run of fusion-paper200-efcl" in capsys.readouterr().out
+    campaign.summarise("fusion", long)
+    assert "no finite run of paper200-efcl" in capsys.readouterr().out
     assert list(campaign.stored("fusion", long, partial=True)) == ["lf", "ef"] and len(campaign.diverged("fusion")) == 1
     assert {r["experiment"] for r in results.read_runs(place) if r["claims"]} == {"fusion-lf", "fusion-ef", "fusion-efcl", "fusion-first"}
     campaign.write(efcl, swept["metrics"], 1.0, curve=swept["curve"])
-    campaign.summarise("fusion", long, 1)
+    campaign.summarise("fusion", long)
     runs = {r["experiment"]: r for r in results.read_runs(place)}
     assert not runs["fusion-lf"]["claims"] and runs["fusion-paper200-lf"]["claims"]["f2a.lf.cs"]["value"] == 0.25
     assert runs["fusion-paper200-first"]["claims"] and not runs["fusion-first"]["claims"]
+
+
+def test_improved_at_its_full_length_answers_before_the_sweep_and_the_paper_before_both(place, small, monkeypatch):
+    monkeypatch.setattr(campaign, "IMPROVED", small.with_(name="improved", epochs=3))
+    curve, m = {"val_exact": [1.0, 60.0]}, {"sm_cdvae": 90.0, "exact_composition": 90.0, "reconstruction": 1.0, "n": 8}
+    assert campaign.answering("latent") == small
+    for base, dims in ((small, campaign.DIMENSIONS), (campaign.IMPROVED, (64, 128)), (campaign.IMPROVED, (256,)),
+                       (PAPER.with_(epochs=500), campaign.PAPER_DIMENSIONS)):
+        for e in campaign.table("latent", base, 2):
+            if e.cfg.latent in dims:
+                campaign.write(e, m | {"sm_cdvae": m["sm_cdvae"] + base.epochs}, 1.0, curve=curve)
+        campaign.summarise("latent", base)
+        answers = {r["experiment"] for r in results.read_runs(place) if "s1.dim64.sm" in r["claims"] or "s1.best_dim" in r["claims"]}
+        top = campaign.tag_of("latent", campaign.answering("latent"))
+        assert answers == {f"latent-{top}64", f"latent-{top}best"}
+    assert top == "paper500-"
+
+
+def test_a_campaign_of_some_variants_runs_these(place, small):
+    assert campaign.campaign("fusion", small, 1, progress=False, variants=["ef"]) == 0
+    assert {r["experiment"] for r in results.read_runs(place)} == {"fusion-ef"}
+    with pytest.raises(ValueError, match="campaign fusion has no variant le"):
+        campaign.campaign("fusion", small, 1, progress=False, variants=["le"])
 
 
 def test_summaries_answer_the_comparing_claims(place, small):
@@ -217,7 +239,7 @@ def test_summaries_answer_the_comparing_claims(place, small):
             m = {"sm_cdvae": sm, "exact_composition": sm, "reconstruction": 1.0, "n": 8}
             rise = [2.0, 60.0, 95.0, 99.0] if e.cfg.curriculum != "none" else [1.0, 30.0, 80.0, 99.0]
             campaign.write(e, m, 1.0, curve={"val_exact": rise})
-        campaign.summarise(name, small, 2)
+        campaign.summarise(name, small)
     best = json.loads((place / "latent-best" / "summary.json").read_text())
     assert best["claims"]["s1.best_dim"]["value"] == 128 and best["metrics"]["significant_all"] == 1
     fast = json.loads((place / "curriculum-speedup" / "seed0.json").read_text())

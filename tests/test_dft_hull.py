@@ -134,3 +134,33 @@ def test_settings_of_the_paper_are_a_check_and_answer_no_row():
     assert not dft_hull.stored("paper")["claims"] and dft_hull.stored()["claims"]
     both = dft_hull.convergence()
     assert len(both) and (both["quick"] - both["paper"]).abs().max() < 15
+
+
+def test_a_listed_phase_that_mp20_lacks_has_the_cell_of_a_relative(phases, monkeypatch, tmp_path):
+    said = {0: ("ok", -2.0), 1: ("ok", -3.0), 2: ("failed: no", None)}
+    told = iter(said.values())
+
+    def fake(cell, calculator, start):
+        status, energy = next(told)
+        return {"status": status, "energy_per_atom": energy, "lattice": cell[0], "symbols": cell[1], "frac": cell[2]}
+
+    monkeypatch.setattr(dft_hull, "PHASES", tmp_path)
+    monkeypatch.setattr(dft_hull, "SUBSTITUTED", {"SrTe2": ("BaSe2", "HfSe2", "HfSe2")})
+    monkeypatch.setattr(dft_hull, "relax", fake)
+    monkeypatch.setattr(dft_hull, "get_calculator", lambda *a: None)
+    assert dft_hull.substitute("SrTe2") == {"BaSe2": -2.0, "HfSe2": -3.0}
+    key = hull.reduced(["Sr", "Te", "Te"])
+    assert key in dft_hull.known_cells() and sorted(dft_hull.known_cells()[key][1]) == ["Sr", "Te", "Te"]
+    (tmp_path / "BaSe.cif").write_text((tmp_path / "SrTe2.cif").read_text())
+    dft_hull.known_cells.cache_clear()
+    assert dft_hull.known_cells()[hull.reduced(["Ba", "Se"])] is PHASES[0]                   # MP-20's own cell comes first
+
+
+def test_a_phase_that_fits_no_relative_is_named(phases, monkeypatch, tmp_path):
+    monkeypatch.setattr(dft_hull, "PHASES", tmp_path)
+    monkeypatch.setattr(dft_hull, "SUBSTITUTED", {"SrTe2": ("HfSe2",)})
+    monkeypatch.setattr(dft_hull, "relax", lambda *a: {"status": "not converged", "energy_per_atom": -1.0})
+    monkeypatch.setattr(dft_hull, "get_calculator", lambda *a: None)
+    with pytest.raises(hull.HullError, match="SrTe2: none of HfSe2 relaxes with sevennet-0"):
+        dft_hull.substitute("SrTe2")
+    assert not list(tmp_path.iterdir())
