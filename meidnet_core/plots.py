@@ -160,7 +160,7 @@ def navigation(path, plane, target):
 def table1_bars(frame, datasets, methods):
     """Match rates per data set: measured here (bars, spread over seeds) and published (diamonds), from table1.table()."""
     fig, axes = plt.subplots(1, len(datasets), figsize=(9.5, 4.2), sharey=True)
-    colours = dict(zip(methods, ("#bbbbbb", "#888888", ORANGE, PURPLE, SKY, GREEN, BLUE)))
+    colours = dict(zip(methods, ("#bbbbbb", "#888888", "#888888", ORANGE, PURPLE, SKY, GREEN, BLUE)))
     colours["MEIDNet"] = BLUE
     for ax, (key, title) in zip(np.atleast_1d(axes), datasets.items()):
         rows = frame[frame["dataset"] == key].set_index("method").reindex(methods)
@@ -237,14 +237,14 @@ def e_above_hull(groups, names):
     return fig
 
 
-def rate_bars(rows, paper=None, ceiling=None, label="SUN rate (%)"):
+def rate_bars(rows, paper=None, ceiling=None, label="SUN rate (%)", stated="paper"):
     """Horizontal bars with intervals: rows of (name, rate, low, high) in %; the paper's value and the ceiling as lines."""
     fig, ax = plt.subplots(figsize=(8.5, 0.42 * len(rows) + 1.3))
     y = np.arange(len(rows))[::-1]
     rate, low, high = (np.array([r[k] for r in rows]) for k in (1, 2, 3))
     error = [np.maximum(rate - low, 0), np.maximum(high - rate, 0)]
     ax.barh(y, rate, xerr=error, color=[BLUE] + [SKY] * (len(rows) - 1), capsize=3, height=0.65)
-    for value, where, text, color in ((paper, "--", "paper", BLACK), (ceiling, ":", "all of the window", RED)):
+    for value, where, text, color in ((paper, "--", stated, BLACK), (ceiling, ":", "all of the window", RED)):
         if value is not None:
             ax.axvline(value, color=color, ls=where, lw=1.5, label=f"{text}: {value:g}")
     ax.set_yticks(y, [r[0] for r in rows])

@@ -144,6 +144,7 @@ def validation_table(runs):
                          "fit: MAE before": meV(f.get("mae_before")), "after": meV(f.get("mae_after")),
                          "SrTiO3 above hull": meV(f.get("srtio3_e_above_hull")), "MAE against OQMD (meV/atom)": meV(v["mae"]),
                          "right at 0 (%)": v["accuracy_at_0"], "right at 0.1 (%)": v["accuracy_at_0.1"],
+                         "precision at 0 (%)": v.get("precision_at_0"), "recall at 0 (%)": v.get("recall_at_0"),
                          "precision at 0.1 (%)": v.get("precision_at_0.1"), "recall at 0.1 (%)": v.get("recall_at_0.1")})
     return pd.DataFrame(rows)
 

@@ -9,10 +9,11 @@ DATASETS = {"perov_5": "Perov-5", "carbon_24": "Carbon-24", "mp_20": "MP-20"}
 # (row of the table, experiment folder, prefix of the metric names)
 METHODS = [("random sites (oracle: true composition and lattice)", "trivial/{}", "random_sites_"),
            ("sites of the training cell of nearest shape (same oracle)", "trivial/{}", "nearest_shape_"),
+           ("ideal sites, mean cell (oracle: elements on their sites)", "data/trivial", "prototype_"),
            ("FTCP", "{}-ftcp", ""), ("CDVAE, small stand-in of ours", "{}-cdvae-small", ""),
            ("MEIDNet, one flow, no memory", "{}-flow", "one_flow_"), ("MEIDNet", "{}-flow", ""), ("MEIDNet", "{}-production", "")]
 
-ORDER = [*(m for m, _, _ in METHODS[:4]), "CDVAE", "MEIDNet, one flow, no memory", "MEIDNet"]
+ORDER = [*(m for m, _, _ in METHODS[:5]), "CDVAE", "MEIDNet, one flow, no memory", "MEIDNet"]
 
 
 def runs_of(runs, experiment):
@@ -31,7 +32,7 @@ def measured(runs=None):
     rows = []
     for dataset in DATASETS:
         for method, experiment, prefix in METHODS:
-            found = runs_of(runs, experiment.format(dataset))
+            found = [r for r in runs_of(runs, experiment.format(dataset)) if r["data_set"] == dataset]
             if found and not (method == "MEIDNet" and dataset == "perov_5" and experiment.endswith("-flow")):
                 rows.append({"dataset": dataset, "method": method, **summary(found, prefix)})
     return pd.DataFrame(rows)

@@ -8,7 +8,8 @@ from meidnet_core import table1
 
 
 def run(experiment, name="seed0", n=10, epochs=None, **metrics):
-    return {"experiment": experiment, "run": name, "n": n, "config": {"epochs": epochs} if epochs else {}, "metrics": metrics}
+    dataset = next((d for d in table1.DATASETS if d in f"{experiment}/{name}"), "perov_5")
+    return {"experiment": experiment, "run": name, "n": n, "data_set": dataset, "config": {"epochs": epochs} if epochs else {}, "metrics": metrics}
 
 
 def test_mean_and_spread_over_seeds():
@@ -29,6 +30,8 @@ def test_trivial_runs_are_found_by_name():
     runs = [run("trivial", "mp_20", nearest_shape_sm_cdvae=60.0), run("trivial", "carbon_24", nearest_shape_sm_cdvae=70.0)]
     frame = table1.measured(runs)
     assert frame[frame.sm.notna()].groupby("dataset").sm.first().to_dict() == {"carbon_24": 70.0, "mp_20": 60.0}
+    ideal = table1.measured([run("data", "trivial", prototype_sm_cdvae=97.9)])
+    assert ideal.dataset.tolist() == ["perov_5"] and ideal.sm.tolist() == [97.9]
 
 
 def test_published_values_stand_without_a_run_of_ours():
