@@ -9,7 +9,8 @@ from meidnet_core import table1
 
 def run(experiment, name="seed0", n=10, epochs=None, **metrics):
     dataset = next((d for d in table1.DATASETS if d in f"{experiment}/{name}"), "perov_5")
-    return {"experiment": experiment, "run": name, "n": n, "data_set": dataset, "config": {"epochs": epochs} if epochs else {}, "metrics": metrics}
+    config = {"epochs": epochs} if epochs else {}
+    return {"experiment": experiment, "run": name, "n": n, "data_set": dataset, "config": config, "metrics": metrics}
 
 
 def test_mean_and_spread_over_seeds():
