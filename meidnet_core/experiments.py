@@ -121,9 +121,10 @@ def record(cfg, splits, model, seconds, split="test"):
 CARD = """# Model card
 
 Written by `python -m meidnet_core.experiments card` from the headers of the checkpoints. Load one with
-`meidnet_core.checkpoint.load_model(path)`. The gap is a GLLB-SC gap, the enthalpy is measured against competing
-phases (RPBE). Perov-5 has no Se, I, Br, Cl and no lanthanide but La: the models know nothing about them. Training times were
-taken beside other work on the same two cores; alone, a seed takes about 7 minutes.
+`meidnet_core.checkpoint.load_model(path)`. The two error columns are of the labels of Perov-5: a GLLB-SC gap, and an enthalpy
+against competing phases (RPBE). Models `perov_5_*` have seen no Se, I, Br, Cl and no lanthanide but La: they know nothing about
+them. `extended_*` learnt from OQMD's cubic ABX3 too (PBE gap, formation energy, hull distance, each a label of its own), and
+`extended_own_*` from cells that this project relaxed. Training times are wall clock beside other work on the same two cores.
 
 """
 
@@ -132,7 +133,8 @@ OTHERS = """
 ## Other models
 
 `flow/`: set autoencoders for cells of up to 24 atoms (`meidnet_core.large_cells.load_model`). Their memory is the training split,
-which is loaded beside them. `cgcnn/`: CGCNN on the labels of Perov-5 (`meidnet_core.cgcnn.load`).
+which is loaded beside them. `cgcnn/` (`meidnet_core.cgcnn.load`): `perov_5_*` on the labels of Perov-5, `oqmd_abx3_independent_*`
+on OQMD's PBE gaps.
 
 """
 
@@ -153,7 +155,7 @@ def write_card():
 def _other_models():
     """Rows for models of other kinds: flow/ (large_cells.load_model) and cgcnn/ (cgcnn.load_model)."""
     shown = {"sm_cdvae": "SM CDVAE (%)", "sm_default": "SM default (%)", "rmse_cdvae": "RMSE", "heat_all_mae": "enthalpy MAE (eV/atom)",
-             "dir_gap_mae": "gap MAE (eV)"}
+             "dir_gap_mae": "gap MAE, GLLB-SC (eV)", "pbe_gap_mae": "gap MAE, PBE (eV)"}
     columns = ["file", "seed", "metrics of", "licence", *shown.values()]
     rows = [columns, ["---"] * len(columns)]
     for path in sorted(CHECKPOINTS.glob("*/*.safetensors")):
