@@ -368,8 +368,10 @@ def test_table_s1_counts_metals_as_no_gap(monkeypatch, tmp_path):
     told = {"KSnI3": {"status": "ok", "gap": True, "indirect": 1.0, "direct": 1.0}, "KTaSe3": {"status": "ok", "gap": False}}
     monkeypatch.setattr(gllbsc.dft, "load", known)
     monkeypatch.setattr(gllbsc, "gap", lambda name, *a: told[name] | {"seconds": 1.0})
-    monkeypatch.setattr(results, "RESULTS", tmp_path)
-    run = json.loads(gllbsc.paper().read_text())
+    monkeypatch.setattr(results.write_run, "__kwdefaults__", results.write_run.__kwdefaults__ | {"root": tmp_path})
+    path = gllbsc.paper()
+    run = json.loads(path.read_text())
+    assert tmp_path in path.parents
     assert run["metrics"]["done"] == 2 and run["metrics"]["with_gap"] == 1
     assert run["metrics"]["mae_gllbsc"] == pytest.approx(((1.5 - 1.0) + 0.8) / 2) and run["config"]["kpts"] == [6, 6, 6]
     assert run["metrics"]["bias_pbe"] == pytest.approx(((0.4 - 1.5) + (0.4 - 0.8)) / 2)
