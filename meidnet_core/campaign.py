@@ -46,6 +46,7 @@ class Entry:
     experiment: str
     cfg: Config
     claims: dict = field(default_factory=dict)
+    variant: str = ""
 
     @property
     def run(self):
@@ -72,7 +73,7 @@ def table(name, base=SWEEP, seeds=None, answers=None):
     if name not in SEEDS:
         raise ValueError(f"campaign {name!r}: expected one of {', '.join(SEEDS)}")
     variants = {"latent": _latent, "fusion": _fusion, "curriculum": _curriculum}[name](seeds or SEEDS[name])
-    rows = [Entry(f"{name}-{tag_of(name, base)}{variant}", base.with_(seed=seed, **changes), claims if answers else {})
+    rows = [Entry(f"{name}-{tag_of(name, base)}{variant}", base.with_(seed=seed, **changes), claims if answers else {}, variant)
             for variant, changes, claims, count in variants for seed in range(count)]
     return sorted(rows, key=lambda entry: entry.cfg.seed)              # all variants of a seed first: a cut campaign compares
 
@@ -209,17 +210,13 @@ def write(entry, m, seconds, **extra):
                              split="test", n=m["n"], metrics=m, claims=claims, wall_time_s=seconds, **extra)
 
 
-def variant_of(entry, name, base):
-    return entry.experiment.removeprefix(f"{name}-{tag_of(name, base)}")
-
-
 def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True, variants=None):
     """Run what is missing (of `variants`, all by default); no new run starts after `minutes`. Returns how many are still missing."""
-    all_of_them = {variant_of(e, name, base) for e in table(name, base, 1)}
-    unknown, wanted = set(variants or ()) - all_of_them, set(variants or all_of_them)
+    start, rows = time.time(), table(name, base, seeds)
+    unknown = set(variants or ()) - {e.variant for e in rows}
     if unknown:
         raise ValueError(f"campaign {name} has no variant {', '.join(sorted(unknown))}")
-    start, missing = time.time(), [e for e in table(name, base, seeds) if not e.done and variant_of(e, name, base) in wanted]
+    missing = [e for e in rows if not e.done and (not variants or e.variant in variants)]
     splits = experiments.prepare(base) if missing else None
     for k, entry in enumerate(missing):
         if minutes and time.time() - start > 60 * minutes:
@@ -237,7 +234,7 @@ def stored(name, base=SWEEP, partial=False):
     partial: variants without runs are left out instead.
     """
     found = run_files()
-    groups = {variant_of(e, name, base): [r for r in found if r["experiment"] == e.experiment] for e in table(name, base, 1)}
+    groups = {e.variant: [r for r in found if r["experiment"] == e.experiment] for e in table(name, base, 1)}
     missing = [v for v, runs in groups.items() if not runs]
     if missing and not partial:
         raise ValueError(f"no runs of {', '.join(missing)} in data/results; first run: python -m meidnet_core.campaign {name}")
@@ -259,20 +256,21 @@ def answering(name):
 
 def summarise(name, base=SWEEP):
     """Claims that compare variants, as run files of their own, and claims.csv; `base` is what was run last."""
-    lacking, top = sorted(set(NEEDED[name]) - set(stored(name, base, partial=True))), answering(name)
+    lacking = sorted(set(NEEDED[name]) - set(stored(name, base, partial=True)))
     if lacking:
         print(f"no finite run of {', '.join(tag_of(name, base) + v for v in lacking)}: these runs answer no claim")
-    if not lacking or top != base:
-        compare = {"latent": _best_dimension, "fusion": _first, "curriculum": _speedups}[name]
-        compare(stored(name, top, partial=True), top, tag_of(name, top))
-        hand_over(name, top)
+    top = answering(name)
+    groups = stored(name, top, partial=True)
+    if set(NEEDED[name]) <= set(groups):
+        {"latent": _best_dimension, "fusion": _first, "curriculum": _speedups}[name](groups, top, tag_of(name, top))
+        hand_over(name, top, groups)
     return results.write_claims()
 
 
-def hand_over(name, base):
-    """The runs of one configuration get the claims of a campaign, those of all others lose them."""
-    ours = [r for runs in stored(name, base, partial=True).values() for r in runs]
-    entries = {(e.experiment, e.run): e for e in table(name, base, 1 + max(r["seed"] for r in ours), answers=True)}
+def hand_over(name, base, groups):
+    """The runs of one configuration, {variant: runs}, get the claims of a campaign, those of all others lose them."""
+    seeds = 1 + max(r["seed"] for runs in groups.values() for r in runs)
+    entries = {(e.experiment, e.run): e for e in table(name, base, seeds, answers=True)}
     comparing = {f"{name}-{tag_of(name, base)}{end}" for end in COMPARING}
     for r in run_files():
         if r["experiment"].startswith(f"{name}-") and r["experiment"] not in comparing:

@@ -39,7 +39,7 @@ class Settings:
 
 
 PROFILES = {"quick": Settings(350, (4, 4, 4), (4, 4, 4), 0.05, 60), "paper": Settings(520, (6, 6, 6), (8, 8, 8), 0.05, 80),
-            "gllbsc": Settings(550, (7, 7, 7), (7, 7, 7), 0.01, 0)}     # the mesh: see gllbsc.recipe
+            "gllbsc": Settings(550, (6, 6, 6), (7, 7, 7), 0.01, 0)}     # holds R, as `quick` does (no DOS); labels: gllbsc.recipe
 STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "basis", "bands", "dos"), "waves": ("scf", "bands", "dos"),
          "static": ("scf",), "phase": ("scf",), "gllbsc": ("gllbsc",)}
 BASIS = "dzp"                  # atomic orbitals for bands and density of states of polymorphs: along a path, plane waves take much longer

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import dft, evidence, flows, hull, results
+from . import data, dft, evidence, flows, hull, results
 from .crystal import to_structure
 from .potentials import get_calculator
 from .relax import relax
@@ -34,6 +34,7 @@ def known_cells():
 
 
 def mp20_cells():
+    """Those of MP-20 alone, where they come from."""
     cells, labels, _ = hull.known_phases()
     best = {}
     for cell, label in zip(cells, labels):
@@ -48,12 +49,10 @@ def substitute(formula, potential=evidence.POTENTIAL):
 
     Returns {relative: energy (eV/atom)}; HullError when none relaxes. Elements are matched by their order in the formula.
     """
-    from pymatgen.core import Composition
-    elements = lambda text: [e.symbol for e in Composition(text)]
-    found, calculator = {}, get_calculator(potential, "cpu")
+    found, cells, calculator = {}, mp20_cells(), get_calculator(potential, "cpu")
     for relative in SUBSTITUTED[formula]:
-        lattice, symbols, frac = mp20_cells()[hull.whole({e.symbol: int(n) for e, n in Composition(relative).items()})]
-        swap = dict(zip(elements(relative), elements(formula)))
+        lattice, symbols, frac = cells[hull.whole_of(relative)]
+        swap = dict(zip(data.elements_of(relative), data.elements_of(formula)))
         row = relax((lattice, [swap[e] for e in symbols], frac), calculator, "rattled")
         found |= {relative: row} if row["status"] == "ok" else {}
     if not found:
@@ -80,8 +79,7 @@ def products(symbols):
     from pymatgen.core import Composition
     cells = known_cells()
     found = hull.list_diagram(frozenset(symbols), frozenset(cells)).get_decomposition(Composition("".join(symbols)))
-    key = lambda entry: hull.whole({e.symbol: int(n) for e, n in entry.composition.items()})
-    parts = [(round(float(x), 9), key(entry)) for entry, x in found.items()]
+    parts = [(round(float(x), 9), hull.whole_of(entry.composition)) for entry, x in found.items()]
     missing = [e for _, k in parts if k not in cells for e, _ in k]
     if missing:
         raise hull.HullError(f"{''.join(symbols)}: no cell of {', '.join(sorted(missing))} in MP-20")

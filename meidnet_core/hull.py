@@ -43,6 +43,12 @@ def reduced(symbols):
     return whole({e: symbols.count(e) for e in set(symbols)})
 
 
+def whole_of(formula):
+    """`whole` of a formula, or of a pymatgen Composition."""
+    from pymatgen.core import Composition
+    return whole({e.symbol: int(n) for e, n in Composition(formula).items()})
+
+
 def sites_in(formula):
     """("A", "B", "X") of a formula ABX3 in that order; HullError when it is none."""
     found = re.fullmatch(r"([A-Z][a-z]?)([A-Z][a-z]?)([A-Z][a-z]?)3", formula)

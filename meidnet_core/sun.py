@@ -58,9 +58,7 @@ def known_formulas(reference):
         return frozenset(hull.reduced(c[1]) for c in hull.known_phases()[0])
     if reference == "list":
         return frozenset(hull.listed())
-    from pymatgen.core import Composition
-    counts = [{e.symbol: int(n) for e, n in Composition(f).items()} for f in oqmd.read_table().name.unique()]
-    return frozenset(map(hull.whole, counts))
+    return frozenset(map(hull.whole_of, oqmd.read_table().name.unique()))
 
 
 def novelty(symbols):
@@ -172,13 +170,10 @@ def against(ours, other):
     return "above" if low > other_high else "below" if high < other_low else "not distinguishable from"
 
 
-def effective(runs):
-    """(count, n) for `interval`: the rate of the runs over their distinct formulas, since seeds of one method share most of theirs.
-
-    runs with a rate in % each: [(run, rate)].
-    """
-    n = len({f for r, _ in runs for f in r["curve"]["formula"]})
-    return round(np.mean([rate for _, rate in runs]) / 100 * n), n
+def effective(runs, key):
+    """(count, n) for `interval`: the mean rate `key` (%) over the runs' distinct formulas; seeds of one method share most of theirs."""
+    n = len({f for r in runs for f in r["curve"]["formula"]})
+    return round(np.mean([r["metrics"][key] for r in runs]) / 100 * n), n
 
 
 def configuration(tool, method, potential="sevennet-0", per_target=PER_TARGET):

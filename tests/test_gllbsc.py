@@ -361,17 +361,15 @@ def test_mgo_in_a_process_of_its_own():
     assert found["ks_indirect"] > 5 and 7.5 < found["indirect"] < 9                          # Kuisma et al.: 8.3; experiment 7.8 eV
 
 
-def test_table_s1_counts_metals_as_no_gap(monkeypatch, tmp_path):
+def test_table_s1_counts_metals_as_no_gap(monkeypatch, written):
     cells = {"KSnI3": ["K", "Sn", "I", "I", "I"], "KTaSe3": ["K", "Ta", "Se", "Se", "Se"]}
     stored = lambda f: {"cell": [[6.0] * 3 + [90.0] * 3, cells[f], [[0.0] * 3] * 5], "gap": {"indirect": 0.4}}
     known = lambda f, profile: stored(f) if f in cells else None
     told = {"KSnI3": {"status": "ok", "gap": True, "indirect": 1.0, "direct": 1.0}, "KTaSe3": {"status": "ok", "gap": False}}
     monkeypatch.setattr(gllbsc.dft, "load", known)
     monkeypatch.setattr(gllbsc, "gap", lambda name, *a: told[name] | {"seconds": 1.0})
-    monkeypatch.setattr(results.write_run, "__kwdefaults__", results.write_run.__kwdefaults__ | {"root": tmp_path})
-    path = gllbsc.paper()
-    run = json.loads(path.read_text())
-    assert tmp_path in path.parents
+    run = gllbsc.paper()
+    assert written == [run]                                                                  # and nothing went to data/results
     assert run["metrics"]["done"] == 2 and run["metrics"]["with_gap"] == 1
     assert run["metrics"]["mae_gllbsc"] == pytest.approx(((1.5 - 1.0) + 0.8) / 2) and run["config"]["kpts"] == [6, 6, 6]
     assert run["metrics"]["bias_pbe"] == pytest.approx(((0.4 - 1.5) + (0.4 - 0.8)) / 2)

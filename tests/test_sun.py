@@ -58,6 +58,18 @@ def test_a_repeated_screening_counts_once():
     assert [r["seed"] for r in sun.distinct(runs)] == [0, 1, 2]
 
 
+def test_the_miss_is_that_of_the_gap_that_was_asked_for():
+    t = table().assign(target=1.0, dir_gap=1.1, pbe_gap=3.0, e_above_hull=0.05, unique=True, new_training=True)
+    assert sun.aim(t, len(t)) == {"gap_miss": 2.0, "on_target_sun": 0.0}
+    assert sun.aim(t, len(t), "dir_gap") == {"gap_miss": pytest.approx(0.1), "on_target_sun": 100.0}
+
+
+def test_formulas_that_seeds_share_count_once():
+    runs = [{"curve": {"formula": ["a", "b", "c", "d"]}, "metrics": {"sun": rate}} for rate in (50.0, 100.0)]
+    assert sun.effective(runs, "sun") == (3, 4)
+
+
+
 def test_rates_are_apart_or_not():
     assert sun.against((90, 140), (60, 140)) == "above" and sun.against((60, 140), (90, 140)) == "below"
     assert sun.against((85, 140), (80, 140)) == "not distinguishable from"
