@@ -17,6 +17,7 @@ RADIOACTIVE = ("Tc", "Pm", "Ac", "Th", "Pa", "U", "Np", "Pu")
 TOXIC = ("Be", "As", "Cd", "Hg", "Tl", "Pb")
 SCARCE = ("Ru", "Rh", "Pd", "Re", "Os", "Ir", "Pt", "Au", "Te")
 GAP_LABELS = ("dir_gap", "pbe_gap")
+STABILITY = (*oqmd.OWN_LABEL, "stability")        # the label that ranks: the first of these that a model has
 METHODS = ("ours", "strict", "unmoved", "paper", "gap", "screening", "ensemble", "window", "random")
 FEEDBACK = {"ours-feedback": "ours", "screening-feedback": "screening"}     # chosen in batches, each relaxed before the next is chosen
 EXCHANGE = 0.1                 # eV/atom of predicted stability that a miss of the gap by 1 eV (beyond the tolerance) is worth
@@ -50,7 +51,7 @@ class Proposal:
         return self.select(np.array([data.composition_key(z) not in compositions for z in self.crystals.numbers], bool))
 
     def column(self, label):
-        return self.mean[:, list(oqmd.LABELS).index(label)]
+        return self.mean[:, [*oqmd.LABELS, *oqmd.OWN_LABEL].index(label)]
 
 
 # ---- which elements, which compositions ---------------------------------------------------------
@@ -137,10 +138,15 @@ def ideal(numbers, constant):
     return oqmd.cells("ideal", "all", [str(i) for i in range(len(numbers))], numbers, constant(numbers), none)
 
 
-def cells_of(formulas):
-    """Cubic cells (lattice (6,), symbols, frac) of formulas ABX3, lattice constants estimated from known cells."""
+def cubes_of(formulas):
+    """CrystalSet of ideal cubic cells of formulas ABX3, lattice constants estimated from known cells, without labels."""
     numbers = np.array([[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in map(hull.sites_in, formulas)])
-    return matching.true_cells(ideal(numbers, CubicConstant(oqmd.load("train", stand_in=True))))
+    return ideal(numbers, CubicConstant(oqmd.load("train", stand_in=True)))
+
+
+def cells_of(formulas):
+    """The same as [(lattice (6,), symbols, frac)]."""
+    return matching.true_cells(cubes_of(formulas))
 
 
 def relaxed_cubic(formulas, potential):
@@ -177,6 +183,7 @@ class Designer:
                  known=frozenset(), novel=True, agreement=0.1):
         self.models, self.train, self.symmetrize, self.tolerance, self.agreement = models, train, symmetrize, tolerance, agreement
         self.labels, self.elements = list(models[0].cfg.labels), models[0].shape.elements
+        self.stability = next(l for l in STABILITY if l in self.labels)
         self.sites = sites_of(self.elements, exclude, include, anions)
         self.known, self.constant = seen(train) | known if novel else frozenset(), CubicConstant(train)
         self._pool, self._embedded = {}, {}
@@ -210,11 +217,11 @@ class Designer:
         return self._embedded[id(model)]
 
     def moved(self, target, starts, steps, seed=0, weights=design.WEIGHTS):
-        """Latents on their way to the target, start included, (starts * (SNAPSHOTS + 1), 128); of `stability` only an excess counts."""
+        """Latents on their way to the target, start included, (starts * (SNAPSHOTS + 1), 128); of self.stability only an excess counts."""
         model = self.generator(seed)
         goal = design.standard(model, target)
         z = design.starts(model, self.latents(model), goal, starts, seed)
-        loss, seen = design.objective(model, goal, weights, self.sites.to(z.device), below=("stability",)), [z]
+        loss, seen = design.objective(model, goal, weights, self.sites.to(z.device), below=(self.stability,)), [z]
         for _ in range(SNAPSHOTS if steps else 0):
             parts = [design.descend(loss, part, steps // SNAPSHOTS, STEP)[0] for part in seen[-1].split(1024)]
             seen.append(torch.cat(parts))
@@ -248,7 +255,7 @@ class Designer:
 
     def ranked(self, proposal, target, count, lesson=None):
         """The `count` best by predicted stability (its spread over models and a Lesson added) and EXCHANGE times the miss of the gap."""
-        i = self.labels.index("stability")
+        i = self.labels.index(self.stability)
         miss = np.maximum(self.missed(proposal, target) - self.tolerance, 0)
         taught = lesson(proposal.crystals.numbers) if lesson else 0.0
         order = np.argsort(proposal.mean[:, i] + proposal.spread[:, i] + taught + EXCHANGE * miss, kind="stable")
@@ -285,7 +292,7 @@ class Designer:
         if method in ("paper", "gap"):
             wanted = target if method == "paper" else {k: v for k, v in target.items() if k.endswith("gap")}
             return self.decoded(self.moved(wanted, starts, steps, seed)[-starts:], 1, seed)
-        return self.decoded(self.moved({**target, "stability": 0.0}, starts, 0 if method == "unmoved" else steps, seed), DRAWS, seed)
+        return self.decoded(self.moved({**target, self.stability: 0.0}, starts, 0 if method == "unmoved" else steps, seed), DRAWS, seed)
 
 
 def first_of_each(proposal):

@@ -79,6 +79,15 @@ def stored(cfg, device="auto"):
     return (model, meta) if Config.from_dict(meta["config"]) == cfg else None
 
 
+def required(cfg, device="auto"):
+    """The committed model of a configuration; CheckpointError with the command that trains it when it is not there."""
+    found = stored(cfg, device)
+    if not found:
+        raise checkpoint.CheckpointError(f"{path_of(cfg)}: not there or of another configuration; run "
+                                         f"`python -m meidnet_core.experiments {cfg.dataset.replace('_', '-')} --seed {cfg.seed}`")
+    return found[0]
+
+
 def model_for(cfg, splits, fresh=False, device="auto", progress=True):
     """(model, history, seconds, origin): the committed checkpoint when it fits, else trained here.
 

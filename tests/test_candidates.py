@@ -6,7 +6,7 @@ import torch
 
 from meidnet_core import candidates, crystal, data, design, ions, oqmd
 from meidnet_core.candidates import Designer, NothingFound
-from meidnet_core.config import EXTENDED
+from meidnet_core.config import EXTENDED, EXTENDED_OWN
 from meidnet_core.model import MEIDNet
 from meidnet_core.train import shape_of
 
@@ -122,6 +122,22 @@ def test_ranking_prefers_stable_and_on_target(tool):
     assert formulas(tool.ranked(fake, {"pbe_gap": 1.0}, 3))[0] == formulas(pool)[0]
     mean[0, g] = 30.0                                                # far off the target: no longer first
     assert formulas(tool.ranked(fake, {"pbe_gap": 1.0}, 3))[0] == formulas(pool)[1]
+
+
+def test_a_model_that_learnt_own_cells_ranks_by_their_label(tool, train):
+    cells = oqmd.widened(train, (*oqmd.LABELS, *oqmd.OWN_LABEL))
+    cells.labels[:, -1] = np.linspace(0, 1, len(cells))
+    cfg = EXTENDED_OWN.with_(width=16, edge_width=8, latent=16, blocks=1)
+    tensors = data.to_tensors(cells, ELEMENTS, cfg.labels)
+    own = Designer([MEIDNet(cfg, shape_of(tensors, ELEMENTS, cfg, ions.descriptors(ELEMENTS))).eval()], cells, symmetrize=True)
+    assert (tool.stability, own.stability) == ("stability", "own_stability")
+    pool = own.pool(True)
+    mean = np.zeros_like(pool.mean)
+    mean[:, own.labels.index("stability")] = np.linspace(0, 1, len(mean))
+    mean[:, own.labels.index("own_stability")] = np.linspace(1, 0, len(mean))
+    fake = candidates.Proposal(pool.crystals, mean, np.zeros_like(mean), pool.confidence)
+    assert formulas(own.ranked(fake, {}, 3))[0] == formulas(pool)[-1]
+    assert own.search("ours", {"pbe_gap": 1.0}, starts=32, steps=4).mean.shape[1] == len(own.labels)       # it moves latents, too
 
 
 def test_a_lesson_learns_the_elements_that_were_wrong():

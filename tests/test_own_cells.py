@@ -30,6 +30,8 @@ def test_only_relaxed_cubic_cells_count(tmp_path, monkeypatch):
     found.to_csv(tmp_path / "t.csv", index=False)
     cells = oqmd.own_cells(tmp_path / "t.csv")
     assert [cells.formula(i) for i in range(2)] == ["CsPbI3", "SrTiO3"] and np.isnan(cells.labels).all()
+    again = own_cells.merged(found[:1].assign(a=6.4), tmp_path / "t.csv")                    # a cache that holds one cell only
+    assert again.a.tolist() == [6.4, 4.0] and again.B.tolist() == ["Pb", "Ti"]
 
 
 HEAD = ",".join(oqmd.OWN_COLUMNS) + "\n"
@@ -85,7 +87,16 @@ def test_the_cells_of_table_s1_are_not_those_of_training():
 def test_a_missing_model_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="extended_own.*run `python -m meidnet_core.experiments extended-own --seed 1"):
-        own_cells.model(own_cells.EXTENDED_OWN, 1)
+        experiments.required(own_cells.EXTENDED_OWN.with_(seed=1))
+
+
+def test_what_is_ranked_was_never_learnt_from(real_table):
+    real_table("oqmd_abx3", "oqmd_abx3")
+    cells, above = own_cells.window()
+    learnt = oqmd.load("train", own=True)
+    assert len(cells) > 500 and not {data.composition_key(z) for z in cells.numbers} & {data.composition_key(z) for z in learnt.numbers}
+    perfect, worst = own_cells.ranked({"x": lambda _: above}), own_cells.ranked({"x": lambda _: -above})
+    assert perfect["window_x"] == 100 and worst["window_x"] == 0 and 5 < perfect["window_chance"] < 15
 
 
 def test_the_stored_comparison_is_that_of_the_committed_models(real_table):

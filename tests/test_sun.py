@@ -109,7 +109,8 @@ def test_feedback_keeps_the_budget_and_learns(monkeypatch):
     mean[:, list(oqmd.LABELS).index("stability")] = 0.001 * np.arange(len(numbers))
     everything = candidates.Proposal(pool, mean, np.zeros_like(mean), np.full(len(mean), np.nan))
     tool = candidates.Designer.__new__(candidates.Designer)
-    tool.labels, tool.tolerance, tool.search, calls = list(oqmd.LABELS), 0.1, lambda *a: everything, []
+    tool.labels, tool.stability, tool.tolerance = list(oqmd.LABELS), "stability", 0.1
+    tool.search, calls = lambda *a: everything, []
 
     def measure(cells):                                              # chlorides turn out bad, one relaxation fails
         calls.append(len(cells))
