@@ -183,6 +183,12 @@ def time_ours(cfg, splits, held_out):
     return curve
 
 
+def claims_of(m):
+    """The ratio; a lower bound, and called one, when the plain recipe was stopped before it reached the level."""
+    bound = "" if m["plain_reached"] else f", lower bound: plain recipe stopped at {m['plain_sm']:.0f} % after {m['plain_s'] / 60:.0f} min"
+    return {"x.speed.training_ratio": {"value": m["ratio"], "split": f"val{bound}"}}
+
+
 def main():
     global ELEMENTS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,7 +209,7 @@ def main():
                "ours_clock_s": ours[-1][2], "plain_clock_s": plain[-1][2]}
     results.write_run("training-speed", "one-thread", seed=0, data_set="perov_5", split="val", n=args.cells,
                       config={"level": LEVEL, "limit": args.limit, "ours": IMPROVED.to_dict()},
-                      metrics=metrics, claims={"x.speed.training_ratio": ratio}, wall_time_s=plain[-1][1] + ours[-1][1],
+                      metrics=metrics, claims=claims_of(metrics), wall_time_s=plain[-1][1] + ours[-1][1],
                       ours_curve=[list(row) for row in ours], plain_curve=[list(row) for row in plain],
                       note="" if reached else "plain did not reach the level: the ratio is a lower bound")
     results.write_claims()

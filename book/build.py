@@ -84,13 +84,14 @@ def remove_stale():
             executed.unlink()
 
 
-def write_headline():
-    """Write the table of results that the first page includes."""
-    from meidnet_core.results import headline_markdown
+def write_tables():
+    """Write the tables of claims that the first page and the page of all claims include."""
+    from meidnet_core.results import full_markdown, headline_markdown
 
     generated = BOOK / "generated"
     generated.mkdir(exist_ok=True)
-    (generated / "headline.md").write_text(headline_markdown().rstrip() + "\n", encoding="utf-8")
+    for name, text in (("headline", headline_markdown()), ("claims", full_markdown())):
+        (generated / f"{name}.md").write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
 def build_html():
@@ -109,7 +110,7 @@ def main():
     args = parser.parse_args()
     execute_all({"profile": args.profile, "seed": args.seed, "fresh": args.fresh})
     remove_stale()
-    write_headline()
+    write_tables()
     return build_html()
 
 

@@ -261,7 +261,7 @@ class Designer:
         order = np.argsort(proposal.mean[:, i] + proposal.spread[:, i] + taught + EXCHANGE * miss, kind="stable")
         return first_of_each(proposal.select(order)).select(slice(count))
 
-    def propose(self, method, target, count, seed=0, starts=STARTS, steps=STEPS, avoid=frozenset()):
+    def propose(self, method, target, count, seed=0, starts=STARTS, steps=STEPS, avoid=frozenset(), weights=design.WEIGHTS):
         """Proposal of `count` crystals for one target {label: value}; fewer when the method finds fewer. No composition twice.
 
         ours: latents moved to target and stability, decoded, re-encoded, ranked. strict: the same, nearest to the target first.
@@ -269,11 +269,11 @@ class Designer:
         paper: latents moved to the target as given, the most confident ones. gap: the same for the gap alone.
         screening, ensemble: all compositions of the window, ranked by one model or by all as ours.
         window, random: drawn from all neutral compositions with and without the tolerance window.
-        avoid: compositions (data.composition_key) that were proposed before.
+        avoid: compositions (data.composition_key) that were proposed before. weights: of the terms that latents move by.
         """
         if method not in METHODS:
             raise ValueError(f"method {method!r}: expected one of {', '.join(METHODS)}")
-        found = self.search(method, target, seed, starts, steps).without(avoid)
+        found = self.search(method, target, seed, starts, steps, weights).without(avoid)
         if method in ("window", "random"):
             rng = np.random.default_rng([seed, zlib.crc32(str(target).encode())])
             return first_of_each(found.select(rng.permutation(len(found.mean)))).select(slice(count))
@@ -282,7 +282,7 @@ class Designer:
             return first_of_each(found.select(np.argsort(key, kind="stable"))).select(slice(count))
         return self.ranked(found, target, count)
 
-    def search(self, method, target, seed=0, starts=STARTS, steps=STEPS):
+    def search(self, method, target, seed=0, starts=STARTS, steps=STEPS, weights=design.WEIGHTS):
         """Everything a method looks at, before it chooses."""
         if method in ("window", "random", "ensemble"):
             return self.pool(method != "random")
@@ -291,8 +291,9 @@ class Designer:
             return Proposal(cells, *design.predict([self.generator(seed)], cells), np.full(len(cells), np.nan))
         if method in ("paper", "gap"):
             wanted = target if method == "paper" else {k: v for k, v in target.items() if k.endswith("gap")}
-            return self.decoded(self.moved(wanted, starts, steps, seed)[-starts:], 1, seed)
-        return self.decoded(self.moved({**target, self.stability: 0.0}, starts, 0 if method == "unmoved" else steps, seed), DRAWS, seed)
+            return self.decoded(self.moved(wanted, starts, steps, seed, weights)[-starts:], 1, seed)
+        steps = 0 if method == "unmoved" else steps
+        return self.decoded(self.moved({**target, self.stability: 0.0}, starts, steps, seed, weights), DRAWS, seed)
 
 
 def first_of_each(proposal):
@@ -313,6 +314,26 @@ def on_target(designer, target, count, **options):
                            f"nearest misses by {miss.min() if len(miss) else float('nan'):.2f} eV", found.select(np.argsort(miss)[:5]))
     found = found.select(miss <= designer.tolerance)
     return found.select(np.argsort(~designer.sure(found, target), kind="stable")[:count])
+
+
+def report(tool, found, target):
+    """What is known of a Proposal before relaxation, for a reader: DataFrame, a row a crystal, of predictions, geometry, elements seen.
+
+    a: edge of the cube of the decoded volume (angstrom). off sites: largest distance of a decoded atom from its ideal site (angstrom).
+    """
+    import pandas as pd
+    c, seen_in = found.crystals, counts(tool.train)
+    edge = np.cbrt(c.volume)
+    shift = np.linalg.norm(crystal.wrap(c.frac - crystal.PEROVSKITE), axis=2) * edge[:, None]
+    predicted = {f"{l} (predicted)": v for l, v in zip(tool.labels, found.mean.T)}
+    table = pd.DataFrame({"formula": [c.formula(i) for i in range(len(c))]} | predicted)
+    table = table.assign(**{"confidence": found.confidence, "a (Å)": edge, "off sites (Å)": shift.max(1)})
+    if len(tool.models) > 1:
+        gap = next((l for l in target if l in GAP_LABELS), "pbe_gap")
+        table["gap spread"], table["sure"] = found.spread[:, tool.labels.index(gap)], tool.sure(found, target)
+    elements = [dict.fromkeys(crystal.symbol(z) for z in n) for n in c.numbers]
+    table["training cells"] = [", ".join(f"{e} {seen_in.get(e, 0)}" for e in row) for row in elements]
+    return table.round(3)
 
 
 def _blocks(crystals, size=4000):

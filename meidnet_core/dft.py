@@ -45,9 +45,10 @@ STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "basis", "b
 BASIS = "dzp"                  # atomic orbitals for bands and density of states of polymorphs: along a path, plane waves take much longer
 
 # Lanthanides with the 4f shell in the core, generated on first use: the valence 4f of PBE pins the Fermi level. 3p: trivalent; 2p:
-# divalent ytterbium, the analogue of VASP's Yb_2, whose 5d is not bound. (configuration, d projectors)
+# divalent (of ytterbium the analogue of VASP's Yb_2), whose 5d is not bound. (configuration, d projectors)
 FROZEN_4F = {("Yb", "3p"): ("[Xe]6s2,5d1,4f13", "5d,d"), ("Tm", "3p"): ("[Xe]6s2,5d1,4f12", "5d,d"),
-             ("Yb", "2p"): ("[Xe]6s2,5d0,4f14", "d,d")}
+             ("Yb", "2p"): ("[Xe]6s2,5d0,4f14", "d,d"), ("Eu", "2p"): ("[Xe]6s2,5d0,4f7", "d,d"), ("Eu", "3p"): ("[Xe]6s2,5d1,4f6", "5d,d")}
+CORE_4F = {"Yb": "3p", "Tm": "3p"}                                     # unless a run says otherwise; europium's 4f stays in the valence
 MOMENTS = {"Mn": 4.0, "Fe": 4.0, "Co": 3.0, "Eu": 7.0}                 # Bohr magnetons to start from; other elements 0
 
 
@@ -71,14 +72,14 @@ def setups_for(symbols, xc, frozen=True):
     folder, tags = Path(_standard_setups()[0]), {}
     have = lambda e: any((folder / f"{e}.{xc}{end}").exists() for end in ("", ".gz"))
     for e in sorted(set(symbols)):
-        if frozen and xc == "PBE" and (e, "3p") in FROZEN_4F:
-            tags[e] = frozen_4f(e)
+        if frozen and xc == "PBE" and e in CORE_4F:
+            tags[e] = frozen_4f(e, CORE_4F[e])
         elif not have(e):
             raise DFTError(f"no {xc} setup for {e}: gpaw-data has none")
     return tags
 
 
-def frozen_4f(symbol, tag="3p"):
+def frozen_4f(symbol, tag):
     """Tag of the setup of a lanthanide with 4f in the core; generated (ten seconds) unless it is in the cache."""
     folder = setup_folder()
     if not (folder / f"{symbol}.{tag}.PBE").exists():
@@ -127,15 +128,16 @@ def joined_labels(distance, names):
 
 
 def prepare(cell, settings, kind="pbe", moments=True, setups=None):
-    """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}."""
+    """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}. An atom with 4f in the core starts without a moment."""
     along = settings.path_points and "bands" in STEPS[kind]
     cell, path = band_path(cell, settings.path_points) if along else (cell, None)
     settings = for_cell(settings, cell[0]) if kind in ("polymorph", "waves", "phase") else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
-    magmoms = [MOMENTS.get(e, 0.0) for e in cell[1]] if moments else []
+    tags = setups_for(cell[1], xc) | {e: t for e, t in (setups or {}).items() if e in cell[1]}
+    magmoms = [0.0 if (e, tags.get(e)) in FROZEN_4F else MOMENTS.get(e, 0.0) for e in cell[1]] if moments else []
     return {"cell": [np.asarray(cell[0]).tolist(), list(cell[1]), np.asarray(cell[2]).tolist()], "settings": asdict(settings), "xc": xc,
             "path": path, "steps": STEPS[kind], "magmoms": magmoms if any(magmoms) else [],
-            "setups": {**setups_for(cell[1], xc), **(setups or {})}, **({"basis": BASIS} if "basis" in STEPS[kind] else {})}
+            "setups": tags, **({"basis": BASIS} if "basis" in STEPS[kind] else {})}
 
 
 def for_cell(settings, lattice):
@@ -268,7 +270,8 @@ def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=No
 
 FIGURE4 = ("KTaSe3", "BaHfSe3", "LaScSe3", "YbScSe3", "LaBiTe3", "YbMnSe3", "TmMnSe3", "YbFeSe3", "YbCoSe3")
 CONVERGED = ("BaHfSe3",)                                                 # also in `paper`: what the cheaper settings cost
-DIVALENT = ("YbScSe3", "YbYSe3", "YbFeSe3", "YbCoSe3", "YbMnSe3", "YbTaO3")        # with Yb 2+ as well: gaps, and dft_hull.py
+DIVALENT = ("YbScSe3", "YbYSe3", "YbFeSe3", "YbCoSe3", "YbMnSe3", "YbTaO3", "EuTaO3")        # with Yb or Eu 2+ as well: dft_hull.py
+TRIVALENT = ("EuCoO3",)                                                  # with Eu 3+, 4f in the core
 REST = ("RbTaSe3", "RbNbSe3", "NaTaSe3", "YbYSe3", "KSnI3", "CsPbI3", "BaZrTe3", "YbTaO3", "EuTaO3", "EuCoO3")   # of Table S1
 
 
@@ -294,7 +297,7 @@ def polymorph(formula, potential="sevennet-0", seed=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["figure4", "tables1", "repaired", "divalent"])
+    parser.add_argument("what", choices=["figure4", "tables1", "repaired", "divalent", "trivalent"])
     parser.add_argument("--profile", choices=["quick", "paper"], default="quick")
     parser.add_argument("--materials", nargs="*")
     parser.add_argument("--divalent", action="store_true", help="repaired: Yb 2+ (4f14 in the core), as <formula>-polymorph-divalent")
@@ -302,13 +305,15 @@ def main():
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--timeout", type=float, help="seconds a material may take in this call; the next call goes on")
     args = parser.parse_args()
-    other = {"Yb": frozen_4f("Yb", "2p")} if args.divalent or args.what == "divalent" else None
     if args.waves and args.divalent:
         parser.error("--waves and --divalent: no chapter reads that")
+    valence = "divalent" if args.divalent else args.what if args.what.endswith("valent") else None
+    tag = {"divalent": "2p", "trivalent": "3p"}.get(valence)
     kind = "pbe" if args.what != "repaired" else "waves" if args.waves else "polymorph"
-    end = {"pbe": "", "polymorph": "-polymorph", "waves": "-polymorph-waves"}[kind] + "-divalent" * bool(other)
-    for f in args.materials or {"tables1": REST, "divalent": DIVALENT}.get(args.what, FIGURE4):
+    end = {"pbe": "", "polymorph": "-polymorph", "waves": "-polymorph-waves"}[kind] + (f"-{valence}" if valence else "")
+    for f in args.materials or {"tables1": REST, "divalent": DIVALENT, "trivalent": TRIVALENT}.get(args.what, FIGURE4):
         name, cell = f + end, cubic_start(f) if kind == "pbe" else polymorph(f)
+        other = {e: frozen_4f(e, tag) for e, t in FROZEN_4F if t == tag and e in cell[1]}
         out = run(name, cell, args.profile, kind, args.ranks, timeout=args.timeout, setups=other)
         print(name, out["status"], out.get("gap"), f"{out['seconds']:.0f} s", flush=True)
 

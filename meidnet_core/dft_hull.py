@@ -24,7 +24,8 @@ from .relax import relax
 CLAIMED = "quick"                                     # the profile that answers rows of paper.csv; `paper`: what it costs in accuracy
 SUBSTITUTED = {"La2Se3": ("La2S3", "Tm2Se3", "Lu2S3")}  # a ground state without a cell in MP-20, of up to 20 atoms: cells to put it in
 PHASES = results.ROOT / "data" / "reference" / "phases"
-LEFT_OUT = {"EuTaO3": "open 4f shell of Eu", "EuCoO3": "open 4f shell of Eu, +U of Co"}     # PBE places neither
+CORE_4F = {"Yb": "2p", "Eu": "2p"}                    # valence of the lanthanides whose 4f is in the core; of europium, except in:
+TRIVALENT = ("EuCoO3", "Eu2O3")
 
 
 @lru_cache(None)
@@ -92,14 +93,17 @@ def name_of(cell):
     return f"{Composition(''.join(cell[1])).reduced_formula}-phase"
 
 
-def divalent(symbols):
-    """Setups of a competing phase: ytterbium 2+, as in the Yb_2 potential behind the list."""
-    return {"Yb": dft.frozen_4f("Yb", "2p")} if "Yb" in symbols else None
+def cores(symbols):
+    """{lanthanide: tag of its setup} of a crystal: ytterbium 2+, as in the Yb_2 potential behind the list; europium 2+ or 3+ as neutrality
+    asks, one valence in a perovskite and in its products: energies of two cores do not compare."""
+    trivalent = hull.reduced(symbols) in {hull.whole_of(f) for f in TRIVALENT}
+    return {e: "3p" if e == "Eu" and trivalent else tag for e, tag in CORE_4F.items() if e in symbols}
 
 
 def cubic_names():
-    """{formula: name of its cubic result} of Table S1; with ytterbium that with 4f14 in the core: energies of two cores do not compare."""
-    return {f: f"{f}-divalent" if f.startswith("Yb") else f for f in results.read_table_s1().formula if f not in LEFT_OUT}
+    """{formula: name of its cubic result} of Table S1; with ytterbium or europium that with 4f in the core."""
+    ends = {"2p": "-divalent", "3p": "-trivalent"}
+    return {f: f + "".join(ends[t] for t in cores(evidence.hull_symbols(f)).values()) for f in results.read_table_s1().formula}
 
 
 def needed(formulas):
@@ -193,19 +197,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["substitute", "phases", "claims"])
     parser.add_argument("--profile", choices=["quick", "paper"], default="quick")
-    parser.add_argument("--materials", nargs="*", help="formulas of Table S1 (all but those with Eu)")
+    parser.add_argument("--materials", nargs="*", help="formulas of Table S1 (all)")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--timeout", type=float, help="seconds a calculation may take in this call; the next call goes on")
     args = parser.parse_args()
     if args.what == "claims":
         write(args.profile)
-        evidence.write_repair()                                      # which gives up the rows that DFT answers now
+        evidence.write_repairs()                                     # which gives up the rows that DFT answers now
         return print(results.counts_line(results.write_claims()))
     if args.what == "substitute":
         return [print(f"{f} in the cell of {r}: {e:.4f} eV/atom", flush=True) for f in SUBSTITUTED for r, e in substitute(f).items()]
     jobs = needed(args.materials or list(cubic_names()))
     for k, (name, cell) in enumerate(jobs.items()):
-        out = dft.run(name, cell, args.profile, "phase", args.ranks, timeout=args.timeout, setups=divalent(cell[1]))
+        setups = {e: dft.frozen_4f(e, tag) for e, tag in cores(cell[1]).items()}
+        out = dft.run(name, cell, args.profile, "phase", args.ranks, timeout=args.timeout, setups=setups)
         print(f"{k + 1}/{len(jobs)} {name} ({len(cell[1])} atoms): {out['status']}, {out['seconds']:.0f} s", flush=True)
 
 

@@ -310,7 +310,8 @@ def prepare(dataset):
 
 def claims_of(dataset, m, epochs):
     """Row of Table 1; its split says when the training was cut short."""
-    return {CLAIMS[dataset]: {"value": m["sm_cdvae"], "split": "test" if epochs >= EPOCHS else f"test ({epochs} of {EPOCHS} epochs)"}}
+    note = "" if epochs >= EPOCHS else f"{epochs} of {EPOCHS} epochs"
+    return {CLAIMS[dataset]: {"value": m["sm_cdvae"], "split": data.test_split(dataset, note)}}
 
 
 def run(dataset, seed=0, epochs=EPOCHS, minutes=None, split="test", bf16=False, processes=None):

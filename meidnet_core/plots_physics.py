@@ -182,14 +182,24 @@ def phonon_pairs(pairs, columns=3):
     return fig
 
 
-def phonon_dos(studies, titles):
-    """Densities of states side by side; what lies left of zero is imaginary."""
-    fig, ax = plt.subplots(figsize=(8, 3.4))
-    for s, title, color in zip(studies, titles, (BLUE, GREEN, ORANGE, PURPLE)):
-        ax.plot(s["dos"]["frequencies"], np.array(s["dos"]["density"]) / len(s["symbols"]), color=color, label=title)
-    ax.axvline(0, color=BLACK, lw=0.7)
-    ax.set(xlabel="frequency (THz; negative: imaginary)", ylabel="states/(THz atom)")
-    ax.legend(fontsize=8.5)
+def phonon_dos(pairs, columns=3):
+    """Densities of states of `phonon_pairs`, before and after in one panel; what lies left of zero is imaginary."""
+    rows = -(-len(pairs) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(9.8, 2.3 * rows), squeeze=False, sharey=True)
+    for ax in axes.flat[len(pairs):]:
+        ax.axis("off")
+    for ax, (name, (before, after, _)) in zip(axes.flat, pairs.items()):
+        for study, color in ((before, BLUE), (after, GREEN)):
+            if study:
+                density = np.array(study["dos"]["density"]) / len(study["symbols"])
+                ax.plot(study["dos"]["frequencies"], density, color=color, lw=1.1, label=study["spacegroup"])
+        ax.axvline(0, color=BLACK, lw=0.7)
+        ax.set_title(name, fontsize=9)
+        ax.tick_params(labelsize=7)
+        ax.legend(fontsize=7)
+    fig.supxlabel("frequency (THz; negative: imaginary)", fontsize=9)
+    fig.supylabel("states/(THz atom)", fontsize=9)
+    fig.tight_layout()
     return fig
 
 

@@ -280,13 +280,30 @@ def _plain(row):
 
 
 def write(result, folder, cifs):
-    """Store a result as <name>-<potential>-seed<k>.json and its chosen polymorph as <name>.cif; returns the JSON's path."""
+    """Store a result as <name>-<potential>-seed<k>.json and its chosen polymorph as <name>.cif (<name>-seed<k>.cif unless k is 0, whose
+    polymorphs went on to DFT); returns the JSON's path."""
     from .results import _write_atomic
     path = Path(folder) / f"{result['name']}-{result['potential']}-seed{result['seed']}.json"
     _write_atomic(path, json.dumps(result, ensure_ascii=False) + "\n")
     if result.get("lattice"):
-        _write_atomic(Path(cifs) / f"{result['name']}.cif", phonons._structure(cell_from(result)).to(fmt="cif", symprec=result["symprec"]))
+        cif = Path(cifs) / (result["name"] + (f"-seed{result['seed']}" if result["seed"] else "") + ".cif")
+        _write_atomic(cif, phonons._structure(cell_from(result)).to(fmt="cif", symprec=result["symprec"]))
     return path
+
+
+def search_table(found):
+    """What each seed of the search chose, of {seed: {formula: result}}, for materials searched more than once: space groups and meV/atom
+    below the cubic cell; and how far the lowest polymorphs of the seeds lie apart."""
+    import pandas as pd
+    rows = []
+    for f in next(iter(found.values()), {}):
+        runs = {s: r[f] for s, r in found.items() if f in r and r[f].get("gain") is not None}
+        row = {"material": f} | {f"{k}, seed {s}": r["spacegroup_after"] if k == "space group" else 1000 * r["gain"]
+                                 for s, r in runs.items() for k in ("space group", "gain (meV/atom)")}
+        best = [1000 * r["best_gain"] for r in runs.values()]
+        row["repaired"] = f"{sum(r['status'] == 'repaired' for r in runs.values())} of {len(runs)}"
+        rows += [row | {"lowest: spread (meV/atom)": max(best) - min(best)}] if len(runs) > 1 else []
+    return pd.DataFrame(rows)
 
 
 def main():

@@ -177,6 +177,15 @@ def write_run(experiment, run, *, config, seed, data_set, split, n, metrics, cla
     return path
 
 
+def restate(experiment, run, claims, root=RESULTS, reference=REFERENCE):
+    """Replace the claims of a stored run by `claims` (as in `write_run`): its numbers stay, what they are called follows the code."""
+    path = Path(root) / experiment / f"{run}.json"
+    record = json.loads(path.read_text(), parse_constant=_no_constant)
+    record["claims"] = _normalise(claims, record["split"], set(read_reference(reference)["id"]), path, reference)
+    _write_atomic(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return path
+
+
 def _no_constant(name):
     raise ValueError(f"{name} is not standard JSON")
 

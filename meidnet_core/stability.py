@@ -25,6 +25,22 @@ VALIDATE = 300                                         # known cubic perovskites
 OWN_FMAX = 0.05                                        # eV/angstrom, competing phases of the validation on a potential's own hull
 
 
+def placed(cells, potential=DEFAULT, path=None, **options):
+    """Crystals relaxed from the ideal and from a rattled start, on the list hull: DataFrame, a row a crystal.
+
+    e_above_hull, rattled: eV/atom of the two starts (NaN where a relaxation failed); relaxed a: cube root of the volume a formula unit
+    (angstrom); falls apart into: products of the ideal start, or what went wrong. options: of relax.relax_all.
+    """
+    import pandas as pd
+    correction, path = hull.corrections(potential), path or hull.default_path(potential, "notebook")
+    rows = relax.relax_all(cells, path, potential, relax.STARTS, **options)
+    found = {s: [hull.e_above_hull(r, correction) for r in rows[s]] for s in relax.STARTS}
+    volume = [r.get("volume", np.nan) * 5 for r in rows["ideal"]]
+    above, rattled = ([f["e_above_hull"] for f in found[s]] for s in ("ideal", "rattled"))
+    return pd.DataFrame({"e_above_hull": above, "rattled": rattled, "relaxed a": np.cbrt(volume),
+                         "falls apart into": [str(f["decomposition"]) for f in found["ideal"]]}).round(3)
+
+
 def ground_state_cells(seed=0):
     """(cells, listed formation energies): MP-20 cells that are the ground state of their formula in the list, random order.
 

@@ -227,6 +227,10 @@ def test_moments_follow_the_atoms_into_the_primitive_cell(no_setups):
     cell = ([4.0] * 3 + [90.0] * 3, ["Se", "Mn", "Se", "Yb", "Se"], crystal.PEROVSKITE[[2, 1, 3, 0, 4]])
     job = dft.prepare(cell, TINY)
     assert [m for e, m in zip(job["cell"][1], job["magmoms"]) if e == "Mn"] == [4.0] and sum(job["magmoms"]) == 4.0
+    europium = PEROVSKITE[0], ["Eu", "Ta", "O", "O", "O"], PEROVSKITE[2]
+    assert dft.prepare(europium, TINY)["magmoms"][0] == 7.0
+    job = dft.prepare(europium, TINY, setups={"Eu": "2p", "Yb": "2p"})                        # its 4f electrons are in the core
+    assert job["magmoms"] == [] and job["setups"] == {"Eu": "2p"}
     assert dft.prepare(cell, TINY, moments=False)["magmoms"] == [] == dft.prepare(PEROVSKITE, TINY)["magmoms"]
     assert job["xc"] == "PBE" and dft.prepare(PEROVSKITE, LEAST, "gllbsc")["xc"] == "GLLBSC"
 
@@ -645,10 +649,10 @@ def test_a_killed_process_goes_on(tmp_path):
 
 @pytest.mark.slow
 @needs_gpaw
-def test_ytterbium_with_4f_in_the_core_is_made(monkeypatch, tmp_path):
+def test_lanthanides_with_4f_in_the_core_are_made(monkeypatch, tmp_path):
     monkeypatch.setenv("MEIDNET_CACHE", str(tmp_path))
-    assert dft.setups_for(["Yb"], "PBE") == {"Yb": "3p"} and dft.frozen_4f("Yb", "2p") == "2p"
-    for tag, f in (("3p", 13), ("2p", 14)):
-        text = (dft.setup_folder() / f"Yb.{tag}.PBE").read_text()
-        z, core, valence = map(float, re.search(r'<atom symbol="Yb" Z="(\S+?)" core="(\S+?)" valence="(\S+?)"', text).groups())
-        assert z == 70 and core + valence == 70 and core == 46 + f                            # [Xe] less 5s2 5p6, and the 4f shell
+    assert dft.setups_for(["Yb", "Eu"], "PBE") == {"Yb": "3p"} and dft.frozen_4f("Yb", "2p") == "2p"
+    for element, tag, number, f in (("Yb", "3p", 70, 13), ("Yb", "2p", 70, 14), ("Eu", "2p", 63, 7), ("Eu", "3p", 63, 6)):
+        text = (dft.setup_folder() / f"{element}.{dft.frozen_4f(element, tag)}.PBE").read_text()
+        z, core, valence = map(float, re.search(r'<atom symbol="\w+" Z="(\S+?)" core="(\S+?)" valence="(\S+?)"', text).groups())
+        assert z == number and core + valence == z and core == 46 + f                            # [Xe] less 5s2 5p6, and the 4f shell

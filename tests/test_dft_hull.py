@@ -82,12 +82,20 @@ def test_energy_above_the_hull_by_hand(phases, tmp_path):
     assert dft_hull.above(cubic, store=tmp_path) == pytest.approx(-4.0 + 0.4 * 5.0 + 0.6 * 3.5)
 
 
-def test_ytterbium_is_divalent_everywhere(monkeypatch):
-    monkeypatch.setattr(dft, "frozen_4f", lambda e, tag: tag)
-    assert dft_hull.divalent(["Yb", "Se"]) == {"Yb": "2p"} and dft_hull.divalent(["Ba", "Se"]) is None
+def test_a_lanthanide_has_one_valence_in_a_perovskite_and_its_products(monkeypatch):
+    assert dft_hull.cores(["Yb", "Se"]) == {"Yb": "2p"} and dft_hull.cores(["Ba", "Se"]) == {}
+    assert dft_hull.cores(["Eu", "O"]) == {"Eu": "2p"} and dft_hull.cores(["O", "Eu", "O", "Eu", "O"]) == {"Eu": "3p"}
     names = dft_hull.cubic_names()
-    assert names["YbScSe3"] == "YbScSe3-divalent" and names["KTaSe3"] == "KTaSe3"
-    assert len(names) == 19 - len(dft_hull.LEFT_OUT) and not set(names) & set(dft_hull.LEFT_OUT)
+    assert names["YbScSe3"] == "YbScSe3-divalent" and names["KTaSe3"] == "KTaSe3" and len(names) == 19
+    assert names["EuTaO3"] == "EuTaO3-divalent" and names["EuCoO3"] == "EuCoO3-trivalent"
+    assert {f for f, n in names.items() if n.endswith("valent")} >= {*dft.DIVALENT, *dft.TRIVALENT}
+
+
+def test_products_hold_europium_of_the_same_valence(real_table):
+    real_table("hull", "mp_ground_states"), real_table("mp_20", "train")
+    for f in ("EuTaO3", "EuCoO3"):
+        own = dft_hull.cores(evidence.hull_symbols(f))
+        assert all(dft_hull.cores(cell[1]) in ({}, own) for _, cell in dft_hull.products(evidence.hull_symbols(f)))
 
 
 def test_a_polymorph_of_an_earlier_search_is_none(monkeypatch):

@@ -105,6 +105,20 @@ def test_stored_repairs_agree_with_themselves():
             assert relax.to_atoms((r["lattice"], r["symbols"], r["frac"])).get_all_distances(mic=True)[0, 1:].min() > 1.5
 
 
+def test_seeds_of_the_search_stand_side_by_side(tmp_path):
+    first = evidence.polymorphs()
+    for seed, names in ((0, first), (2, first), (5, list(first)[:3])):                      # of the last, six are missing
+        for name in names:
+            row = first[name] | {"best_gain": first[name]["best_gain"] + 0.001 * seed}
+            (tmp_path / f"{name}-sevennet-0-seed{seed}.json").write_text(json.dumps(row))
+    found = evidence.searches(folder=tmp_path)
+    assert list(found) == [0, 2, 5] and found[0] == first and len(found[5]) == 3
+    assert len(repair.search_table({0: first})) == 0 and len(repair.search_table({0: first, 5: found[5]})) == 3
+    table = repair.search_table({s: found[s] for s in (0, 2)})
+    assert len(table) == 9 and table["lowest: spread (meV/atom)"].tolist() == pytest.approx([2.0] * 9)
+    assert (table["space group, seed 0"] == table["space group, seed 2"]).all() and set(table.repaired) == {"2 of 2"}
+
+
 def _free(p):
     from meidnet_core import repair
     return repair.stable(p)

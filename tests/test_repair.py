@@ -106,6 +106,8 @@ def test_a_repair_is_json_and_a_cif(fake, tmp_path, monkeypatch):
     path = repair.write(out, tmp_path / "polymorphs", tmp_path / "cifs")
     assert json.loads(path.read_text()) == json.loads(json.dumps(out)) and path.name == "SrTiO3-sevennet-0-seed0.json"
     assert (tmp_path / "cifs" / "SrTiO3.cif").read_text().startswith("# generated")
+    repair.write(out | {"seed": 3}, tmp_path / "polymorphs", tmp_path / "cifs")
+    assert {p.name for p in (tmp_path / "cifs").iterdir()} == {"SrTiO3.cif", "SrTiO3-seed3.cif"}
 
 
 def test_of_the_three_lowest_stable_the_most_symmetric_is_taken():
