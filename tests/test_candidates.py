@@ -212,3 +212,22 @@ def test_three_x_sites_share_their_element(tool):
     species, confidence = design.decode(tool.models[0], torch.randn(10, 16), tool.sites, draws=4, temperature=5.0)
     assert species.shape == (40, 5) and (species[:, 2:] == species[:, 2:3]).all() and ((confidence >= 0) & (confidence <= 1)).all()
     assert all(tool.sites[k, s] for row in species for k, s in enumerate(row))
+
+
+def test_a_report_says_what_is_known_before_relaxation(tool, train):
+    found = tool.propose("ours", {"pbe_gap": 1.0}, 4, starts=64, steps=4)
+    table, seen = candidates.report(tool, found, {"pbe_gap": 1.0}), candidates.counts(train)
+    assert table.formula.tolist() == formulas(found) and {f"{l} (predicted)" for l in tool.labels} <= set(table)
+    assert (table["off sites (Å)"] == 0).all()                                               # symmetrised
+    assert table["a (Å)"].to_numpy() == pytest.approx(found.crystals.lattice[:, 0], abs=1e-3)
+    first = [crystal.symbol(z) for z in found.crystals.numbers[0][:3]]
+    assert table["training cells"][0] == ", ".join(f"{e} {seen.get(e, 0)}" for e in first)
+
+
+def test_each_term_of_the_design_can_be_switched_off(tool):
+    used, plain = [], design.objective
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(design, "objective", lambda m, goal, weights, *a, **k: used.append(weights) or plain(m, goal, weights, *a, **k))
+        tool.propose("ours", {"pbe_gap": 1.0}, 2, starts=8, steps=4, weights=design.Weights(tolerance=0.0))
+        tool.propose("ours", {"pbe_gap": 1.0}, 2, starts=8, steps=4)
+    assert [w.tolerance for w in used] == [0.0, 1.0]

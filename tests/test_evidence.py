@@ -188,3 +188,15 @@ def test_claims_of_a_run_are_written(monkeypatch, tmp_path):
     (name, run), words = written[0]
     assert len(written) == 1 and (name, run) == ("dft-before", "quick") and json.dumps(words["metrics"])
     assert words["claims"]["f4.ktase3.metal"]["value"] == 1 and "GPAW quick" in words["claims"]["f4.ktase3.gap"]["split"]
+
+
+def test_points_of_the_cubic_zone_have_names():
+    assert [evidence.point(k) for k in ((0, 0, 0), (0.5, 0, 0), (-0.5, 0.5, 0), (0.5, -0.5, 0.5))] == ["Γ", "X", "M", "R"]
+    assert evidence.point((0.25, 0, 0)) == "(0.25 0 0)"
+
+
+def test_densities_of_states_are_drawn_before_and_after():
+    study = {"dos": {"frequencies": [-1.0, 0.0, 1.0], "density": [0.0, 1.0, 2.0]}, "symbols": ["X"] * 5, "spacegroup": "Pm-3m (221)"}
+    figure = plots_physics.phonon_dos({f: (study, study if f == "B" else None, "") for f in "ABCD"})
+    assert [len(ax.lines) for ax in figure.axes] == [2, 3, 2, 2, 0, 0]
+    plt.close(figure)

@@ -216,4 +216,6 @@ def test_evaluate_counts_compositions_matches_and_atoms(perovskites, build):
 
 def test_a_training_that_was_cut_short_says_so():
     whole, cut = (ftcp.claims_of("mp_20", {"sm_cdvae": 30.0}, n)["t1.mp20.ftcp"] for n in (ftcp.EPOCHS, 23))
+    carbon = ftcp.claims_of("carbon_24", {"sm_cdvae": 30.0}, 23)["t1.carbon24.ftcp"]["split"]
+    assert carbon == "test (23 of 200 epochs; trained on 2,897 of the original 6,091 cells)"
     assert whole == {"value": 30.0, "split": "test"} and cut["split"] == "test (23 of 200 epochs)"

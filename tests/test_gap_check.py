@@ -93,3 +93,19 @@ def test_a_run_is_written_with_its_rule(held_out, monkeypatch, tmp_path):
     assert run["config"]["agreement"] == 0.1 and run["curve"]["sure"] == [True, False, True, False]
     assert run["metrics"]["on_target"] == 3 and run["metrics"]["val_floor_cells"] == 3
     assert run["metrics"]["cgcnn_mae_sure"] == pytest.approx(0.15) and run["claims"]["s3.t08.gap_mae"]["value"] == pytest.approx(0.2)
+
+
+def test_what_is_known_of_exported_gaps_is_added_once(monkeypatch, tmp_path):
+    from pymatgen.core import Lattice, Structure
+    Structure(Lattice.cubic(4.0), ["K", "Mg", "F", "F", "F"], candidates.crystal.PEROVSKITE).to(filename=str(tmp_path / "KMgF3.cif"))
+    pd.DataFrame({"formula": ["KMgF3"], "target": [1.0], "pbe_gap": [1.15]}).to_csv(tmp_path / "candidates.csv", index=False)
+    monkeypatch.setattr(results, "read_run", lambda *a: {"curve": [{"formula": "KMgF3", "pbe": 1.3, "indirect": 2.5}]})
+    for _ in range(2):
+        found = gap_check.annotate(tmp_path)
+    assert found.on_target.tolist() == [True] and found.a[0] == pytest.approx(4.0) and (found.pbe[0], found.gllbsc[0]) == (1.3, 2.5)
+    assert np.isfinite(found.cgcnn_gap[0]) and list(pd.read_csv(tmp_path / "candidates.csv")) == list(found)
+
+
+def test_the_exported_table_is_annotated():
+    table = pd.read_csv(results.ROOT / "data" / "candidates" / "candidates.csv")
+    assert (((table.pbe_gap - table.target).abs() <= 0.2) == table.on_target).all() and table.cgcnn_gap.notna().all()

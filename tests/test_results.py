@@ -339,3 +339,13 @@ def test_a_run_of_another_configuration_is_not_done(tmp_path, monkeypatch):
     assert results.done("x", 1) and results.done("x", 1, config) and not results.done("x", 2, config)
     assert not results.done("x", 1, config | {"epochs": 4}) and not results.done("x", 1, config | {"descriptors": True})
     assert not results.done("x", 1, config | {"regimes": {"free": ({"charge": 1.0}, False)}})
+
+
+def test_a_stored_run_can_be_called_otherwise_but_not_changed(write, tmp_path, reference):
+    path = write(metrics={"sm": 97.0, "n": 3})
+    before = json.loads(path.read_text())
+    results.restate("perov5", "seed0", {"t1.sm": {"value": 97.0, "split": "test (half the cells)"}}, tmp_path / "runs", reference)
+    after = json.loads(path.read_text())
+    assert after.pop("claims") == {"t1.sm": {"value": 97.0, "split": "test (half the cells)"}} and before.pop("claims") and after == before
+    with pytest.raises(ValueError, match="t9"):
+        results.restate("perov5", "seed0", {"t9.sm": 1.0}, tmp_path / "runs", reference)

@@ -121,3 +121,37 @@ def test_feedback_keeps_the_budget_and_learns(monkeypatch):
     assert calls == [4, 4, 2, 4, 4, 2] and len(cells) == len(table) == 20
     assert len(set(table.formula)) == 20 and table.target.tolist() == [0.8] * 10 + [1.0] * 10
     assert sum("Cl" in f for f in table.formula[:4]) >= 1 and not any("Cl" in f for f in table.formula[8:])
+
+
+def test_claims_name_threshold_hull_potential_and_what_is_new():
+    row = lambda count: {"candidates": 140, "count_100_training": count, "sun_100_training": count, "sun_100_anywhere": count / 10}
+    groups = {m: row(n) for m, n in (("ours", 84), ("random", 0), ("screening", 70), ("paper", 28))}
+    hits = {"ours": {"enrichment_140_any gap": 20.0}, "screening": {"enrichment_140_any gap": 40.0}}
+    claims = sun.claims_of(groups, {"ours": row(14)}, hits, "sevennet-0")
+    value = {k: c["value"] for k, c in claims.items()}
+    assert value["f3b.sun"] == 84 and value["f3b.sun_count"] == 84 and value["x.sun.as_asked"] == 28 and value["s2.n"] == sun.DRAWN
+    assert value["x.sun.over_random"] == 84 and value["x.sun.over_screening"] == 1.2 and value["x.retro.over_screening"] == 0.5
+    for name in ("f3b.sun", "x.sun.as_asked", "x.sun.strict", "x.sun.over_random"):
+        assert all(word in claims[name]["split"] for word in ("0.1 eV/atom", "list hull", "sevennet-0", "new to"))
+    assert "x.sun.strict" not in sun.claims_of(groups, {}, {}, "sevennet-0")
+
+
+def test_stored_claims_follow_from_the_stored_runs():
+    rows = results.read_claims().set_index("id").ours
+    mean = lambda m, key: np.mean([r["metrics"][key] for r in sun.stored()[m]])
+    assert rows["f3b.sun"] == pytest.approx(mean("ours", "sun_100_training"), rel=1e-5)
+    assert rows["x.sun.as_asked"] == pytest.approx(mean("paper", "sun_100_training"), rel=1e-5)
+
+
+def test_cells_are_placed_from_both_starts(monkeypatch, tmp_path):
+    cell = [4.0, 4.0, 4.0, 90, 90, 90], ["K", "Mg", "F", "F", "F"], crystal.PEROVSKITE
+    good = {"status": "ok", "volume": 12.8, "energy_per_atom": -5.0, "symbols": cell[1]}
+    bad = {"status": "exploded: volume x 9"}
+    rows = {"ideal": [good, bad], "rattled": [good | {"energy_per_atom": -5.1}, bad]}
+    monkeypatch.setattr(stability.relax, "relax_all", lambda *a, **k: rows)
+    monkeypatch.setattr(hull, "corrections", lambda potential: None)
+    monkeypatch.setattr(hull, "e_above_hull", lambda r, c: {"e_above_hull": r["energy_per_atom"] + 5.2 if "volume" in r else np.nan,
+                                                            "decomposition": "KF" if "volume" in r else r["status"]})
+    found = stability.placed([cell, cell])
+    assert found[["e_above_hull", "rattled", "relaxed a"]].to_numpy()[0] == pytest.approx([0.2, 0.1, 4.0])
+    assert np.isnan(found.e_above_hull[1]) and found["falls apart into"].tolist() == ["KF", "exploded: volume x 9"]
