@@ -109,9 +109,19 @@ def point(k):
     return names.get(tuple(sorted(np.abs(np.round(k, 3)).tolist())), "(" + " ".join(f"{x:.2g}" for x in k) + ")")
 
 
+def eos_residual(result):
+    """How far the points of an equation of state lie from their Birch-Murnaghan curve, rms in meV/atom: too large, and cutoff or mesh do
+    not suffice for the lattice constant."""
+    from ase.eos import EquationOfState, birchmurnaghan
+    volumes, energies = (np.array(result["eos"][k]) for k in ("volumes", "energies"))
+    curve = EquationOfState(volumes, energies, eos="birchmurnaghan")
+    curve.fit()
+    return 1000 * float(np.sqrt(np.mean((energies - birchmurnaghan(volumes, *curve.eos_parameters)) ** 2))) / len(result["cell"][1])
+
+
 def gap_table(found):
-    """Table S1: PBE gaps of cubic cells (eV) and where their edges lie, lattice constants (angstrom), moments (Bohr magnetons a cell), wall
-    time (minutes), and the paper's gaps."""
+    """Table S1: PBE gaps of cubic cells (eV) and where their edges lie, lattice constants (angstrom) and `eos_residual` (meV/atom), moments
+    (Bohr magnetons a cell), wall time (minutes), and the paper's gaps."""
     import pandas as pd
     paper, rows = paper_gaps("before"), []
     for f, r in found.items():
@@ -119,7 +129,7 @@ def gap_table(found):
         rows.append({"formula": f, "paper, VASP (eV)": paper.get(f), "here, GPAW (eV)": g["indirect"], "direct (eV)": g["direct"],
                      "kind": kind(r), "band edges (eV)": g["overlap"],
                      "from, to": f"{point(g['vbm_k'])}, {point(g['cbm_k'])}", "direct at": point(g["direct_k"]),
-                     "a (Å)": r["eos"]["volume"] ** (1 / 3), "moment (µB)": r["moment"],
+                     "a (Å)": r["eos"]["volume"] ** (1 / 3), "fit (meV)": eos_residual(r), "moment (µB)": r["moment"],
                      "setups": setups, "min": r["seconds"] / 60})
     return pd.DataFrame(rows)
 
