@@ -129,6 +129,14 @@ def latent_map(points, values, name, hover):
     return figure
 
 
+def verdicts(pattern):
+    """Rows of the table of claims whose ids match a regular expression: a styled table."""
+    from .results import read_claims
+    claims = read_claims()
+    rows = claims.loc[claims["id"].str.match(pattern), ["where", "quantity", "unit", "paper", "ours", "sd", "n_seeds", "split", "verdict"]]
+    return rows.style.hide().format(precision=4, na_rep="-").format(precision=0, na_rep="-", subset=["n_seeds"]).set_table_styles(SMALL)
+
+
 def structures(cells, titles, columns=2):
     """Rotatable 3-D views side by side: pymatgen Structures and their titles."""
     from pymatviz import structure_3d
