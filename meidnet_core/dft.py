@@ -39,6 +39,7 @@ class Settings:
 
 
 PROFILES = {"quick": Settings(350, (4, 4, 4), (4, 4, 4), 0.05, 60), "paper": Settings(520, (6, 6, 6), (8, 8, 8), 0.05, 80),
+            "oxide": Settings(520, (4, 4, 4), (4, 4, 4), 0.05, 60),         # `quick` with a cutoff that oxygen needs
             "gllbsc": Settings(550, (6, 6, 6), (7, 7, 7), 0.01, 0)}     # holds R, as `quick` does (no DOS); labels: gllbsc.recipe
 STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "basis", "bands", "dos"), "waves": ("scf", "bands", "dos"),
          "static": ("scf",), "phase": ("scf",), "gllbsc": ("gllbsc",)}
@@ -298,7 +299,7 @@ def polymorph(formula, potential="sevennet-0", seed=0):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["figure4", "tables1", "repaired", "divalent", "trivalent"])
-    parser.add_argument("--profile", choices=["quick", "paper"], default="quick")
+    parser.add_argument("--profile", choices=["quick", "paper", "oxide"], default="quick")
     parser.add_argument("--materials", nargs="*")
     parser.add_argument("--divalent", action="store_true", help="repaired: Yb 2+ (4f14 in the core), as <formula>-polymorph-divalent")
     parser.add_argument("--waves", action="store_true", help="repaired: plane waves along the path, too, as <formula>-polymorph-waves")
