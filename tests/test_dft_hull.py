@@ -113,6 +113,8 @@ def test_claims_name_cell_theory_and_reference():
     value = {k: c["value"] for k, c in claims.items()}
     assert value == {"ts1.bahfse3.ehull_dft": 55.0, "ts2.bahfse3.ehull": 12.0, "ts1.ksni3.ehull_dft": 40.0}
     assert claims["ts2.bahfse3.ehull"]["split"] == "polymorph (PBE, products of the list)"
+    below = dft_hull.claims_of({"BaHfSe3": {"products": [], "cubic": -12.4}}, "PBE")["ts1.bahfse3.ehull_dft"]
+    assert below == {"value": 0.0, "split": "cubic cell (PBE, products of the list, 12 meV/atom below them)"}
 
 
 def test_the_stored_table_follows_from_the_stored_energies():
