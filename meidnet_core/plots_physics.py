@@ -185,9 +185,11 @@ def phonon_pairs(pairs, columns=3):
 def phonon_dos(pairs, columns=3):
     """Densities of states of `phonon_pairs`, before and after in one panel; what lies left of zero is imaginary."""
     rows = -(-len(pairs) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(9.8, 2.3 * rows), squeeze=False, sharey=True)
+    fig, axes = plt.subplots(rows, columns, figsize=(9.8, 2.3 * rows), squeeze=False)
     for ax in axes.flat[len(pairs):]:
         ax.axis("off")
+    for ax in axes.flat[1:len(pairs)]:
+        ax.sharey(axes.flat[0])               # not in subplots: see hull_distances
     for ax, (name, (before, after, _)) in zip(axes.flat, pairs.items()):
         for study, color in ((before, BLUE), (after, GREEN)):
             if study:
