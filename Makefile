@@ -49,8 +49,8 @@ book: $(STAMP)  ## run the notebooks and build book/_build/html (PROFILE, SEED, 
 
 test: test-unit test-notebooks  ## unit tests, then every notebook in its quick profile
 
-test-unit: $(STAMP)  ## unit tests that take seconds
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow" tests $(PYTEST_ARGS)
+test-unit: $(STAMP)  ## unit tests that take seconds, two at a time with one thread each
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow" tests $(PYTEST_ARGS)
 
 test-notebooks: $(STAMP)  ## run the notebooks with nbval (quick profile)
 	$(PY) -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks $(PYTEST_ARGS)
