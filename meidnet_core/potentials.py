@@ -78,8 +78,13 @@ def find_device(device):
 
 
 def _sevennet(name, device, path):
+    import warnings
+
     from sevenn.calculator import SevenNetCalculator
-    return SevenNetCalculator({"sevennet-0": "7net-0", "sevennet-l3i5": "7net-l3i5"}[name] if path is None else str(path), device=device)
+    model = str(path) if path else {"sevennet-0": "7net-0", "sevennet-l3i5": "7net-l3i5"}[name]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No tensor product accelerator")      # of a GPU; it would stand in the chapters, with its path
+        return SevenNetCalculator(model, device=device)
 
 
 def _chgnet(name, device, path):
