@@ -138,10 +138,14 @@ def ideal(numbers, constant):
     return oqmd.cells("ideal", "all", [str(i) for i in range(len(numbers))], numbers, constant(numbers), none)
 
 
+def numbers_of(formulas):
+    """Atomic numbers (M, 5) in order A, B, X, X, X of formulas ABX3."""
+    return np.array([[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in map(hull.sites_in, formulas)])
+
+
 def cubes_of(formulas):
     """CrystalSet of ideal cubic cells of formulas ABX3, lattice constants estimated from known cells, without labels."""
-    numbers = np.array([[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in map(hull.sites_in, formulas)])
-    return ideal(numbers, CubicConstant(oqmd.load("train", stand_in=True)))
+    return ideal(numbers_of(formulas), CubicConstant(oqmd.load("train", stand_in=True)))
 
 
 def cells_of(formulas):

@@ -41,6 +41,7 @@ class Settings:
 PROFILES = {"quick": Settings(350, (4, 4, 4), (4, 4, 4), 0.05, 60), "paper": Settings(520, (6, 6, 6), (8, 8, 8), 0.05, 80),
             "oxide": Settings(520, (4, 4, 4), (4, 4, 4), 0.05, 60),         # `quick` with a cutoff that oxygen needs
             "gllbsc": Settings(550, (6, 6, 6), (7, 7, 7), 0.01, 0)}     # holds R, as `quick` does (no DOS); labels: gllbsc.recipe
+PBE_PROFILES = tuple(p for p in PROFILES if p != "gllbsc")
 STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "basis", "bands", "dos"), "waves": ("scf", "bands", "dos"),
          "static": ("scf",), "phase": ("scf",), "gllbsc": ("gllbsc",)}
 BASIS = "dzp"                  # atomic orbitals for bands and density of states of polymorphs: along a path, plane waves take much longer
@@ -49,6 +50,7 @@ BASIS = "dzp"                  # atomic orbitals for bands and density of states
 # divalent (of ytterbium the analogue of VASP's Yb_2), whose 5d is not bound. (configuration, d projectors)
 FROZEN_4F = {("Yb", "3p"): ("[Xe]6s2,5d1,4f13", "5d,d"), ("Tm", "3p"): ("[Xe]6s2,5d1,4f12", "5d,d"),
              ("Yb", "2p"): ("[Xe]6s2,5d0,4f14", "d,d"), ("Eu", "2p"): ("[Xe]6s2,5d0,4f7", "d,d"), ("Eu", "3p"): ("[Xe]6s2,5d1,4f6", "5d,d")}
+VALENCE = {"2p": "divalent", "3p": "trivalent"}                        # tag of a setup: how a result that asks for it is called
 CORE_4F = {"Yb": "3p", "Tm": "3p"}                                     # unless a run says otherwise; europium's 4f stays in the valence
 MOMENTS = {"Mn": 4.0, "Fe": 4.0, "Co": 3.0, "Eu": 7.0}                 # Bohr magnetons to start from; other elements 0
 
@@ -299,7 +301,7 @@ def polymorph(formula, potential="sevennet-0", seed=0):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["figure4", "tables1", "repaired", "divalent", "trivalent"])
-    parser.add_argument("--profile", choices=["quick", "paper", "oxide"], default="quick")
+    parser.add_argument("--profile", choices=PBE_PROFILES, default="quick")
     parser.add_argument("--materials", nargs="*")
     parser.add_argument("--divalent", action="store_true", help="repaired: Yb 2+ (4f14 in the core), as <formula>-polymorph-divalent")
     parser.add_argument("--waves", action="store_true", help="repaired: plane waves along the path, too, as <formula>-polymorph-waves")
@@ -308,10 +310,10 @@ def main():
     args = parser.parse_args()
     if args.waves and args.divalent:
         parser.error("--waves and --divalent: no chapter reads that")
-    valence = "divalent" if args.divalent else args.what if args.what.endswith("valent") else None
-    tag = {"divalent": "2p", "trivalent": "3p"}.get(valence)
+    asked = "divalent" if args.divalent else args.what
+    tag = next((t for t, valence in VALENCE.items() if valence == asked), None)
     kind = "pbe" if args.what != "repaired" else "waves" if args.waves else "polymorph"
-    end = {"pbe": "", "polymorph": "-polymorph", "waves": "-polymorph-waves"}[kind] + (f"-{valence}" if valence else "")
+    end = {"pbe": "", "polymorph": "-polymorph", "waves": "-polymorph-waves"}[kind] + (f"-{asked}" if tag else "")
     for f in args.materials or {"tables1": REST, "divalent": DIVALENT, "trivalent": TRIVALENT}.get(args.what, FIGURE4):
         name, cell = f + end, cubic_start(f) if kind == "pbe" else polymorph(f)
         other = {e: frozen_4f(e, tag) for e, t in FROZEN_4F if t == tag and e in cell[1]}

@@ -24,7 +24,7 @@ from .relax import relax
 SUBSTITUTED = {"La2Se3": ("La2S3", "Tm2Se3", "Lu2S3")}  # a ground state without a cell in MP-20, of up to 20 atoms: cells to put it in
 PHASES = results.ROOT / "data" / "reference" / "phases"
 CORE_4F = {"Yb": "2p", "Eu": "2p"}                    # valence of the lanthanides whose 4f is in the core; of europium, except in:
-TRIVALENT = ("EuCoO3", "Eu2O3")
+TRIVALENT = (*dft.TRIVALENT, "Eu2O3")
 
 
 @lru_cache(None)
@@ -101,8 +101,7 @@ def cores(symbols):
 
 def cubic_names():
     """{formula: name of its cubic result} of Table S1; with ytterbium or europium that with 4f in the core."""
-    ends = {"2p": "-divalent", "3p": "-trivalent"}
-    return {f: f + "".join(ends[t] for t in cores(evidence.hull_symbols(f)).values()) for f in results.read_table_s1().formula}
+    return {f: f + "".join(f"-{dft.VALENCE[t]}" for t in cores(evidence.hull_symbols(f)).values()) for f in results.read_table_s1().formula}
 
 
 def needed(formulas):
@@ -209,13 +208,13 @@ def table(potential=evidence.POTENTIAL):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["substitute", "phases", "claims"])
-    parser.add_argument("--profile", choices=["quick", "paper", "oxide"], default="quick", help="of phases; what answers: `claimed`")
+    parser.add_argument("--profile", choices=dft.PBE_PROFILES, default="quick", help="of phases; what answers: `claimed`")
     parser.add_argument("--materials", nargs="*", help="formulas of Table S1 (all)")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--timeout", type=float, help="seconds a calculation may take in this call; the next call goes on")
     args = parser.parse_args()
     if args.what == "claims":
-        for profile in ("quick", "paper", "oxide"):
+        for profile in dft.PBE_PROFILES:
             write(profile)
         evidence.write_repairs()                                     # which gives up the rows that DFT answers now
         return print(results.counts_line(results.write_claims()))

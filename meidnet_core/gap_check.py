@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from . import candidates, cgcnn, crystal, design, hull, oqmd, results, sun
+from . import candidates, cgcnn, design, oqmd, results, sun
 
 HITS = (0.1, 0.2, 0.5)                                               # eV
 LABEL = "pbe_gap"
@@ -92,14 +92,13 @@ def annotate(folder=results.ROOT / "data" / "candidates"):
     import pandas as pd
     from pymatgen.core import Structure
     table = pd.read_csv(folder / "candidates.csv").drop(columns=["on_target", "cgcnn_gap", "a", "pbe", "gllbsc"], errors="ignore")
-    edges = {f: Structure.from_file(folder / f"{f}.cif").volume ** (1 / 3) for f in table.formula}
-    numbers = np.array([[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in map(hull.sites_in, table.formula)])
-    cells = candidates.ideal(numbers, lambda _: table.formula.map(edges).to_numpy())
+    edges = np.array([Structure.from_file(folder / f"{f}.cif").volume ** (1 / 3) for f in table.formula])
+    cells = candidates.ideal(candidates.numbers_of(table.formula), lambda _: edges)
     known = {r["formula"]: r for r in results.read_run("gllbsc-candidates", "seed0")["curve"]}
     gap = {k: [known.get(f, {}).get(name) for f in table.formula] for k, name in (("pbe", "pbe"), ("gllbsc", "indirect"))}
     read = cgcnn.predict(cgcnn.independent(), cells)[:, 0]
     near = (table.pbe_gap - table.target).abs() <= HITS[1]
-    table = table.assign(on_target=near, cgcnn_gap=read, a=table.formula.map(edges), **gap)
+    table = table.assign(on_target=near, cgcnn_gap=read, a=edges, **gap)
     table.round(4).to_csv(folder / "candidates.csv", index=False)
     return table
 

@@ -12,6 +12,7 @@ extended-own`) has a column of its own for them.
 import argparse
 import json
 import time
+from functools import lru_cache
 
 import numpy as np
 
@@ -94,6 +95,7 @@ def compare(seed=0):
     return m | ranked(reading)
 
 
+@lru_cache(None)
 def window():
     """(CrystalSet, energy above the list hull (M,) in eV/atom, SevenNet-0): compositions of the tolerance window, all relaxed
     (`sun --ceiling`), whose place in the splits is outside train: no model has learnt from them."""
