@@ -171,6 +171,12 @@ def counts(crystals):
     return {crystal.symbol(k): int(c) for k, c in zip(z, n)}
 
 
+def sightings(formulas, train):
+    """["K 580, Sn 562, I 74"]: how many cells of the CrystalSet `train` hold each element of a formula; 0 for one never seen."""
+    known = counts(train)
+    return [", ".join(f"{e} {known.get(e, 0)}" for e in data.elements_of(f)) for f in formulas]
+
+
 # ---- proposals ----------------------------------------------------------------------------------
 
 class Designer:
@@ -326,7 +332,7 @@ def report(tool, found, target):
     a: edge of the cube of the decoded volume (angstrom). off sites: largest distance of a decoded atom from its ideal site (angstrom).
     """
     import pandas as pd
-    c, seen_in = found.crystals, counts(tool.train)
+    c = found.crystals
     edge = np.cbrt(c.volume)
     shift = np.linalg.norm(crystal.wrap(c.frac - crystal.PEROVSKITE), axis=2) * edge[:, None]
     predicted = {f"{l} (predicted)": v for l, v in zip(tool.labels, found.mean.T)}
@@ -335,8 +341,7 @@ def report(tool, found, target):
     if len(tool.models) > 1:
         gap = next((l for l in target if l in GAP_LABELS), "pbe_gap")
         table["gap spread"], table["sure"] = found.spread[:, tool.labels.index(gap)], tool.sure(found, target)
-    elements = [dict.fromkeys(crystal.symbol(z) for z in n) for n in c.numbers]
-    table["training cells"] = [", ".join(f"{e} {seen_in.get(e, 0)}" for e in row) for row in elements]
+    table["training cells"] = sightings(table.formula, tool.train)
     return table.round(3)
 
 
