@@ -147,6 +147,23 @@ def structures(cells, titles, columns=2):
     return figure
 
 
+def before_after(pairs):
+    """Rotatable 3-D views of two structures, of a material chosen from a menu. pairs: {name: [(Structure, title), (Structure, title)]}.
+
+    One pair at a time: browsers draw at most 16 such views on a page.
+    """
+    parts = {name: structures(*zip(*pair)) for name, pair in pairs.items()}
+    owner = [name for name, part in parts.items() for _ in part.data]
+    shown = lambda name: [o == name for o in owner]
+    figure, *others = parts.values()
+    figure.add_traces([trace for part in others for trace in part.data])
+    buttons = [{"label": name, "method": "update", "args": [{"visible": shown(name)}, {"annotations": part.layout.annotations}]}
+               for name, part in parts.items()]
+    for trace, visible in zip(figure.data, shown(owner[0])):
+        trace.visible = visible
+    return figure.update_layout(updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.15}], margin={"t": 90})
+
+
 def navigation(path, plane, target):
     """Figure 1c: trajectories in two principal directions of the latents, height = distance to the target."""
     points = (path.latents.numpy() @ plane)                                                 # (T, B, 2)

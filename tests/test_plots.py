@@ -1,0 +1,23 @@
+"""Figures that a reader operates: what the menu of a viewer shows."""
+
+import pytest
+
+from meidnet_core import crystal, plots
+
+pytest.importorskip("pymatviz")
+
+
+def cube(a, *symbols):
+    return crystal.to_structure([a] * 3 + [90.0] * 3, [*symbols, symbols[2], symbols[2]], crystal.PEROVSKITE)
+
+
+def test_a_menu_shows_one_pair_of_structures_at_a_time():
+    pairs = {"SrTiO3": [(cube(3.9, "Sr", "Ti", "O"), "small"), (cube(4.2, "Sr", "Ti", "O"), "large")],
+             "CsPbI3": [(cube(6.2, "Cs", "Pb", "I"), "before"), (cube(6.4, "Cs", "Pb", "I"), "after")]}
+    figure = plots.before_after(pairs)
+    first, second = figure.layout.updatemenus[0].buttons
+    assert (first.label, second.label) == ("SrTiO3", "CsPbI3")
+    masks = [b.args[0]["visible"] for b in (first, second)]
+    assert [a + b for a, b in zip(*masks)] == [1] * len(figure.data)                       # every trace belongs to one of them
+    assert [t.visible for t in figure.data] == masks[0] and {t.scene for t in figure.data} == {"scene", "scene2"}
+    assert [a["text"] for a in second.args[1]["annotations"]] == ["before", "after"]
