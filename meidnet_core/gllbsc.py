@@ -196,6 +196,9 @@ def validate(count=WANTED, seed=0, ranks=1, minutes=None):
         anions = "".join(sorted({"O", "N", "F", "S"} & set(cell[1])))
         rows.append({"formula": formula, "anions": anions, "label_direct": direct, "label_indirect": indirect, **r})
     good, m = [r for r in rows if r["gap"]], errors(rows)
+    for name, late in (("first", False), ("second", True)):                                  # study
+        found = errors([r for r in rows if second(data.elements_of(r["formula"])) == late])
+        m |= {f"{k}_{name}": v for k, v in found.items() if k in ("tried", "mae_direct", "mae_indirect")}
     claims = {"x.gllbsc.mae": {"value": m["mae_direct"], "split": "test, not used for the recipe"}} if good else {}
     config = {"xc": "GLLBSC", "cutoff": recipe("O").cutoff, "smearing": recipe("O").smearing, "oxides": _mesh("O"), "others": _mesh("N"),
               "late": sorted(LATE), "setups of the others": SETUPS_08}

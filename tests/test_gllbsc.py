@@ -224,13 +224,14 @@ FAILED = {"status": "failed: GPAW ended with 1", "seconds": 0}
 
 
 def test_validation_counts_failures_and_metals_apart(monkeypatch, written):
-    answers = {"A": OK, "B": OK | {"direct": 3.0, "indirect": 1.0}, "C": FAILED, "D": METAL}
+    answers = {"SrTiO3": OK, "SrTaO2N": OK | {"direct": 3.0, "indirect": 1.0}, "CaZrO3": FAILED, "CaSbO3": METAL}
     monkeypatch.setattr(gllbsc, "validation", lambda count, seed: [(f, SILICON, 2.5, 1.75) for f in answers])
     monkeypatch.setattr(gllbsc, "gap", lambda name, *args, **words: answers[name])
     record = gllbsc.validate()
     m = record["metrics"]
     assert (m["tried"], m["no_result"], m["no_gap"], record["n"]) == (4, 1, 1, 2) and record["split"] == "test"
     assert [m[f"{k}_direct"] for k in ("mae", "bias", "median", "largest")] == pytest.approx([0.5, 0.0, 0.5, 0.5])
+    assert (m["tried_first"], m["tried_second"]) == (2, 2) and m["mae_indirect_second"] == pytest.approx(0.75)
     assert [m[f"{k}_indirect"] for k in ("mae", "bias", "largest")] == pytest.approx([0.5, -0.5, 0.75])
     assert record["claims"]["x.gllbsc.mae"]["value"] == pytest.approx(0.5)
     assert [r["status"] for r in record["curve"]] == ["ok", "ok", FAILED["status"], "ok"] and "direct" not in record["curve"][2]
@@ -351,7 +352,7 @@ def test_candidates_are_stored_apart_from_the_materials_of_the_paper(proposals, 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_validation_without_any_result_is_written(monkeypatch, written):
-    monkeypatch.setattr(gllbsc, "validation", lambda count, seed: [("A", SILICON, 2.5, 1.75)])
+    monkeypatch.setattr(gllbsc, "validation", lambda count, seed: [("SrTiO3", SILICON, 2.5, 1.75)])
     monkeypatch.setattr(gllbsc, "gap", lambda *args, **words: FAILED)
     assert gllbsc.validate()["metrics"]["no_result"] == 1
 
