@@ -26,6 +26,7 @@ SETUPS_08 = {"Mg": "2", "Na": "1", "V": "5", "Mn": "7", "Ni": "10", "Nb": "5", "
 STUDY = ("GeSiO3", "SrSnO3", "CaGeO3", "CdTiO3", "ScSbON2", "TeSiON2", "HfLiO2F", "HfAlO2N")         # the table that shows it
 LATE_OXIDES = ("SbBO3", "LiSbO3", "HgSiO3", "YGaO3")                   # of which study are oxides of LATE? Both meshes
 OLD_SETUPS = ("ScNbON2", "AlTaON2", "SrTaO2N", "BaNbO2N")              # both kinds of setups
+MISSED = ("CaTeO3", "BeTiO3", "MgZrO3")                                # oxides that `validate` gets wrong: the other mesh, afterwards
 DEVELOPMENT = {*STUDY, "PbSiO3", "TiGeON2", "YAlO3", "BiGaO3", "CsNbO3", "TiTiON2", "NaNbO3", "PdWON2", "SrTaO2N", "ZrSnON2", "InTaO3",
                "TiMgO3", "BeSiOFN", "AlZnN3", "AlLiO2S", "MgSiOFN", "MgSiO3", "CaZrO3", "BaTaO2N", "BaNbO2N", "KSbO3",
                *LATE_OXIDES, *OLD_SETUPS}
@@ -147,6 +148,7 @@ def causes(ranks=1):
     table, rows = every(), []
     jobs = [(f, mesh, {}, "mesh") for f in LATE_OXIDES for mesh in MESHES.values()]
     jobs += [(f, SECOND, tags, "setups") for f in OLD_SETUPS for tags in ({}, setups(data.elements_of(f)))]
+    jobs += [(f, SECOND, {}, "missed") for f in MISSED]
     for f, (n, gamma), tags, what in tqdm(jobs, desc="GLLB-SC"):
         cell, name = cell_from_cif(table.cif[f]), "-".join([f, f"{n}{'G' if gamma else 'M'}", *(e + t for e, t in tags.items())])
         r = gap(name, cell, recipe(cell[1], mesh=(n, gamma)), "gllbsc-study", ranks, tags=tags)

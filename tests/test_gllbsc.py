@@ -288,7 +288,7 @@ def test_a_result_of_other_setups_is_not_returned(no_setups, monkeypatch):
 
 
 def test_causes_compare_meshes_and_setups(monkeypatch, written):
-    asked, labels = [], pd.DataFrame({"dir_gap": 2.5}, index=[*gllbsc.LATE_OXIDES, *gllbsc.OLD_SETUPS])
+    asked, labels = [], pd.DataFrame({"dir_gap": 2.5}, index=[*gllbsc.LATE_OXIDES, *gllbsc.OLD_SETUPS, *gllbsc.MISSED])
     monkeypatch.setattr(gllbsc, "labelled", lambda split: labels.assign(cif=labels.index))
     monkeypatch.setattr(gllbsc, "cell_from_cif", lambda text: (text, ["N"] if "N" in text else ["Sb"], None))
 
@@ -298,7 +298,7 @@ def test_causes_compare_meshes_and_setups(monkeypatch, written):
 
     monkeypatch.setattr(gllbsc, "gap", gap)
     record = gllbsc.causes()
-    assert len(asked) == len(set(asked)) == 16 and "AlTaON2-10M-Ta5" in asked
+    assert len(asked) == len(set(asked)) == 19 and "AlTaON2-10M-Ta5" in asked
     m = record["metrics"]
     assert m["mae_old_setups"] == pytest.approx(0.1) and m["mae_present_setups"] == m["mae_first_mesh"] == pytest.approx(0.4)
 
