@@ -298,7 +298,7 @@ def test_causes_compare_meshes_and_setups(monkeypatch, written):
 
     monkeypatch.setattr(gllbsc, "gap", gap)
     record = gllbsc.causes()
-    assert len(asked) == len(set(asked)) == 19 and "AlTaON2-10M-Ta5" in asked
+    assert len(asked) == len(set(asked)) == 22 and "AlTaON2-10M-Ta5" in asked
     m = record["metrics"]
     assert m["mae_old_setups"] == pytest.approx(0.1) and m["mae_present_setups"] == m["mae_first_mesh"] == pytest.approx(0.4)
 
