@@ -147,12 +147,12 @@ def structures(cells, titles, columns=2):
     return figure
 
 
-def before_after(pairs):
-    """Rotatable 3-D views of two structures, of a material chosen from a menu. pairs: {name: [(Structure, title), (Structure, title)]}.
+def from_menu(groups, columns=2):
+    """Rotatable 3-D views of a group chosen from a menu: {name: [(Structure, title), ...]}, the first the largest.
 
-    One pair at a time: browsers draw at most 16 such views on a page.
+    One group at a time: browsers draw at most 16 such views on a page.
     """
-    parts = {name: structures(*zip(*pair)) for name, pair in pairs.items()}
+    parts = {name: structures(*zip(*group), columns=columns) for name, group in groups.items()}
     owner = [name for name, part in parts.items() for _ in part.data]
     shown = lambda name: [o == name for o in owner]
     figure, *others = parts.values()

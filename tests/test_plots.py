@@ -14,7 +14,7 @@ def cube(a, *symbols):
 def test_a_menu_shows_one_pair_of_structures_at_a_time():
     pairs = {"SrTiO3": [(cube(3.9, "Sr", "Ti", "O"), "small"), (cube(4.2, "Sr", "Ti", "O"), "large")],
              "CsPbI3": [(cube(6.2, "Cs", "Pb", "I"), "before"), (cube(6.4, "Cs", "Pb", "I"), "after")]}
-    figure = plots.before_after(pairs)
+    figure = plots.from_menu(pairs)
     first, second = figure.layout.updatemenus[0].buttons
     assert (first.label, second.label) == ("SrTiO3", "CsPbI3")
     masks = [b.args[0]["visible"] for b in (first, second)]
