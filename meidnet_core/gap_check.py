@@ -87,13 +87,11 @@ def write(tool, seed, floors):
 
 
 def annotate(folder=results.ROOT / "data" / "candidates"):
-    """Adds to candidates.csv how many training cells hold each element (training_cells), and what is known of the gaps: on_target
-    (predicted PBE gap within HITS[1] eV of the target), cgcnn_gap (independent CGCNN, PBE, eV), a (angstrom, relaxed cube), and gaps
-    ab initio of those that chapter 14 calculated (eV)."""
+    """Adds to candidates.csv what is known of its gaps: on_target (predicted PBE gap within HITS[1] eV of the target), cgcnn_gap
+    (independent CGCNN, PBE, eV), a (angstrom, relaxed cube), and gaps ab initio of those that chapter 14 calculated (eV)."""
     import pandas as pd
     from pymatgen.core import Structure
     table = pd.read_csv(folder / "candidates.csv").drop(columns=["on_target", "cgcnn_gap", "a", "pbe", "gllbsc"], errors="ignore")
-    table["training_cells"] = candidates.sightings(table.formula, oqmd.load("train", stand_in=True))
     edges = np.array([Structure.from_file(folder / f"{f}.cif").volume ** (1 / 3) for f in table.formula])
     cells = candidates.ideal(candidates.numbers_of(table.formula), lambda _: edges)
     known = {r["formula"]: r for r in results.read_run("gllbsc-candidates", "seed0")["curve"]}

@@ -1,6 +1,7 @@
 """Band gaps at the level of theory of Perov-5's labels: is our GLLB-SC recipe theirs, and what gap do the candidates have?
 
-    python -m meidnet_core.gllbsc study         # which mesh and which setups made the labels? on a few development materials
+    python -m meidnet_core.gllbsc study         # which mesh made the labels? on a few development materials
+    python -m meidnet_core.gllbsc causes        # which setups, and whose oxides? on others
     python -m meidnet_core.gllbsc validate      # 26 materials of the test split against their labels
     python -m meidnet_core.gllbsc candidates    # proposals of data/candidates
     python -m meidnet_core.gllbsc paper         # the materials of Table S1 that have setups
@@ -20,8 +21,7 @@ from . import crystal, data, dft, results
 from .gpaw_job import read
 
 FIRST, SECOND = (5, True), (10, False)                                 # meshes of the two studies: points along each axis, with Γ or not
-LATE = {"Y", "Sb", "Hf", "Re", "Hg", "Tl", "Te"}                       # metals whose oxides are of the second study: all but tellurium
-#                                                                        had no setup in GPAW 0.8
+LATE = {"Y", "Sb", "Hf", "Re", "Hg", "Tl", "Te"}                       # whose oxides are of the second; GPAW 0.8 had a setup for Te alone
 SETUPS_08 = {"Mg": "2", "Na": "1", "V": "5", "Mn": "7", "Ni": "10", "Nb": "5", "Mo": "6", "Ru": "8", "Rh": "9", "Pd": "10", "Ag": "11",
              "Te": "16", "Ta": "5", "W": "6", "Os": "8", "Ir": "9", "Pt": "10"}            # tags of its setups in today's gpaw-data
 STUDY = ("GeSiO3", "SrSnO3", "CaGeO3", "CdTiO3", "ScSbON2", "TeSiON2", "HfLiO2F", "HfAlO2N")         # the table that shows it
@@ -32,8 +32,8 @@ SEEN = set("""
     ScAlOFN SiGaO2F AlRuN3 SiNbO2N MgZrO3 ZnTiO2S KNbOFN CaGaO2F ZrGeON2 CaTeO3 GeTiO2S NaNbOFN BGeO2F
     AlTiO2N CdSiO3 SiTiO2S YAlOFN NaZrO2F YSiO2N SnZrO3 BeTeO2S CaTiOFN SnScO2F CaNbO2N BeTiO3 BeBeO2S
     """.split())                                                       # they validated the recipe without tellurium
-DEVELOPMENT = {*STUDY, "PbSiO3", "TiGeON2", "YAlO3", "BiGaO3", "CsNbO3", "TiTiON2", "NaNbO3", "PdWON2", "SrTaO2N", "ZrSnON2", "InTaO3",
-               "TiMgO3", "BeSiOFN", "AlZnN3", "AlLiO2S", "MgSiOFN", "MgSiO3", "CaZrO3", "BaTaO2N", "BaNbO2N", "KSbO3",
+DEVELOPMENT = {*STUDY, "PbSiO3", "TiGeON2", "YAlO3", "BiGaO3", "CsNbO3", "TiTiON2", "NaNbO3", "PdWON2", "ZrSnON2", "InTaO3", "TiMgO3",
+               "BeSiOFN", "AlZnN3", "AlLiO2S", "MgSiOFN", "MgSiO3", "CaZrO3", "BaTaO2N", "KSbO3",
                *LATE_OXIDES, *OLD_SETUPS, *SEEN}
 MESHES = {"5 with Γ": FIRST, "10 without Γ": SECOND}
 CUTOFFS = {"SrSnO3": (FIRST, (400, 800))}                             # eV, beside that of the profile
@@ -80,7 +80,8 @@ def validation(count=WANTED, seed=0):
 
 
 def second(symbols):
-    """Is the label of a cell with these elements from the second study (Castelli et al. 2012b: N, F or S), not the first (2012a)?"""
+    """Is the label of a cell with these elements from the second study (Castelli et al. 2012b: N, F, S, oxides of LATE), not the first
+    (2012a)?"""
     return bool(({"N", "F", "S"} | LATE) & set(symbols))
 
 
@@ -140,6 +141,11 @@ def counted(r, key):
     return None if r["status"] != "ok" else r[key] if r["gap"] else 0.0
 
 
+def misses(rows, kind):
+    """(M,) eV by which the "direct" or "indirect" gaps of rows lie above their labels; rows without a gap or a label are left out."""
+    return np.array([r[kind] - r[f"label_{kind}"] for r in rows if r["gap"] and r[f"label_{kind}"] is not None])
+
+
 # ---- the questions ------------------------------------------------------------------------
 
 def every():
@@ -151,20 +157,16 @@ def causes(ranks=1):
     """Which mesh the oxides of LATE fit, and which setups the labels of the second study; writes data/results/gllbsc-study/setups.json."""
     from tqdm.auto import tqdm
     table, rows = every(), []
-    jobs = [(f, mesh, {}, "mesh") for f in LATE_OXIDES for mesh in MESHES.values()]
-    jobs += [(f, SECOND, tags, "setups") for f in OLD_SETUPS for tags in ({}, setups(data.elements_of(f)))]
-    jobs += [(f, SECOND, {}, "missed") for f in MISSED]
-    for f, (n, gamma), tags, what in tqdm(jobs, desc="GLLB-SC"):
+    jobs = [(k, f, mesh, {}) for f in LATE_OXIDES for k, mesh in (("first_mesh", FIRST), ("second_mesh", SECOND))]
+    jobs += [(k, f, SECOND, tags) for f in OLD_SETUPS for k, tags in (("present_setups", {}), ("old_setups", setups(data.elements_of(f))))]
+    jobs += [("missed", f, SECOND, {}) for f in MISSED]
+    for what, f, (n, gamma), tags in tqdm(jobs, desc="GLLB-SC"):
         cell, name = cell_from_cif(table.cif[f]), "-".join([f, f"{n}{'G' if gamma else 'M'}", *(e + t for e, t in tags.items())])
         r = gap(name, cell, recipe(cell[1], mesh=(n, gamma)), "gllbsc-study", ranks, tags=tags)
         rows.append({"formula": f, "question": what, "mesh": n, "gamma": gamma, "setups": " ".join(e + "." + t for e, t in tags.items()),
                      "label_direct": table.dir_gap[f], **row_of(r)})
-    groups = {"first_mesh": lambda r: r["question"] == "mesh" and r["mesh"] == FIRST[0],
-              "second_mesh": lambda r: r["question"] == "mesh" and r["mesh"] == SECOND[0],
-              "present_setups": lambda r: r["question"] == "setups" and not r["setups"],
-              "old_setups": lambda r: r["question"] == "setups" and r["setups"]}
-    m = {f"mae_{k}": float(np.mean([abs(r["direct"] - r["label_direct"]) for r in rows if r["gap"] and test(r)]))
-         for k, test in groups.items()}
+    m = {f"mae_{k}": float(np.abs(misses([r for r in rows if r["question"] == k], "direct")).mean())
+         for k in ("first_mesh", "second_mesh", "present_setups", "old_setups")}
     return results.write_run("gllbsc-study", "setups", config={"materials": [*LATE_OXIDES, *OLD_SETUPS], "xc": "GLLBSC"}, seed=None,
                              data_set="perov_5", split="development", n=len(LATE_OXIDES + OLD_SETUPS), metrics=m, claims={}, curve=rows,
                              wall_time_s=sum(r["seconds"] for r in rows))
@@ -184,9 +186,8 @@ def study(ranks=1):
         rows.append({"formula": f, "mesh": n, "gamma": gamma, "cutoff": cut, "label_direct": table.dir_gap[f], "label_indirect": indirect,
                      "oxide": not second(cell[1]), **row_of(r)})
     at = lambda n, g, oxide: [r for r in rows if (r["mesh"], r["gamma"], r["cutoff"], r["oxide"]) == (n, g, usual, oxide)]
-    off = lambda found, k: [abs(r[k] - r[f"label_{k}"]) for r in found if k in r and r[f"label_{k}"] is not None]
-    m = {f"mae_{k}_{n}{'G' if g else 'M'}_{'oxides' if oxide else 'others'}": float(np.mean(found))
-         for n, g in MESHES.values() for k in ("direct", "indirect") for oxide in (True, False) if (found := off(at(n, g, oxide), k))}
+    m = {f"mae_{k}_{n}{'G' if g else 'M'}_{'oxides' if oxide else 'others'}": float(np.abs(found).mean())
+         for n, g in MESHES.values() for k in ("direct", "indirect") for oxide in (True, False) if len(found := misses(at(n, g, oxide), k))}
     return results.write_run("gllbsc-study", "mesh", config={"materials": list(STUDY), "xc": "GLLBSC"}, seed=None, data_set="perov_5",
                              split="development", n=len(STUDY), metrics=m, claims={}, curve=rows,
                              wall_time_s=sum(r["seconds"] for r in rows))
@@ -203,8 +204,8 @@ def validate(count=WANTED, seed=0, ranks=1, minutes=None):
         anions = "".join(sorted({"O", "N", "F", "S"} & set(cell[1])))
         rows.append({"formula": formula, "anions": anions, "label_direct": direct, "label_indirect": indirect, **r})
     good, m = [r for r in rows if r["gap"]], errors(rows)
-    for name, late in (("first", False), ("second", True)):                                  # study
-        found = errors([r for r in rows if second(data.elements_of(r["formula"])) == late])
+    for name in ("first", "second"):                                                         # study
+        found = errors([r for r in rows if second(data.elements_of(r["formula"])) == (name == "second")])
         m |= {f"{k}_{name}": v for k, v in found.items() if k in ("tried", "mae_direct", "mae_indirect")}
     claims = {"x.gllbsc.mae": {"value": m["mae_direct"], "split": "test, not used for the recipe"}} if good else {}
     config = {"xc": "GLLBSC", "cutoff": recipe("O").cutoff, "smearing": recipe("O").smearing, "oxides": _mesh("O"), "others": _mesh("N"),
@@ -218,7 +219,7 @@ def errors(rows):
     good, m = [r for r in rows if r["gap"]], {"tried": len(rows)}
     m |= {"no_result": sum(r["status"] != "ok" for r in rows), "no_gap": sum(r["status"] == "ok" and not r["gap"] for r in rows)}
     for k in ("direct", "indirect") if good else ():
-        e = np.array([r[k] - r[f"label_{k}"] for r in good])
+        e = misses(rows, k)
         m |= {f"mae_{k}": np.abs(e).mean(), f"bias_{k}": e.mean(), f"median_{k}": np.median(np.abs(e)), f"largest_{k}": np.abs(e).max()}
     if good:
         mean = np.mean([r["label_direct"] for r in good])

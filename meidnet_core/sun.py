@@ -248,7 +248,8 @@ def export(tool, folder=None, potential="sevennet-0", limit=0.1, **options):
     for i in chosen.index:
         r = rows["ideal"][i]
         crystal.to_structure(r["lattice"], r["symbols"], r["frac"]).to(filename=str(folder / f"{table.formula[i]}.cif"))
-    chosen.assign(potential=potential, hull="list").round(4).to_csv(folder / "candidates.csv", index=False)
+    chosen = chosen.assign(potential=potential, hull="list", training_cells=candidates.sightings(chosen.formula, tool.train))
+    chosen.round(4).to_csv(folder / "candidates.csv", index=False)
     return chosen
 
 

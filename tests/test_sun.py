@@ -1,6 +1,7 @@
 """Stable, unique, novel: counting, matching, intervals."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -155,3 +156,22 @@ def test_cells_are_placed_from_both_starts(monkeypatch, tmp_path):
     found = stability.placed([cell, cell])
     assert found[["e_above_hull", "rattled", "relaxed a"]].to_numpy()[0] == pytest.approx([0.2, 0.1, 4.0])
     assert np.isnan(found.e_above_hull[1]) and found["falls apart into"].tolist() == ["KF", "exploded: volume x 9"]
+
+
+def test_what_is_exported_says_how_often_training_saw_its_elements(monkeypatch, tmp_path):
+    cells = [crystal_of("K", "Mg"), crystal_of("K", "Cu")]
+    rows = [relaxed(4.0, *c[1]) for c in cells]
+    monkeypatch.setattr(sun, "gather", lambda *a: (cells, pd.DataFrame({"formula": ["KMgF3", "KCuF3"]})))
+    monkeypatch.setattr(sun.relax, "relax_all", lambda *a, **k: {"ideal": rows, "rattled": rows})
+    monkeypatch.setattr(hull, "corrections", lambda potential: None)
+    monkeypatch.setattr(hull, "e_above_hull", lambda r, correction: {"e_above_hull": 0.05 if "Mg" in r["symbols"] else 0.3})
+    monkeypatch.setattr(sun, "novelty", lambda symbols: dict.fromkeys(sun.REFERENCES, True))
+    tool = SimpleNamespace(train=SimpleNamespace(numbers=np.array([[19, 12, 9, 9, 9], [19, 29, 9, 9, 9]])))
+    sun.export(tool, tmp_path)
+    found = pd.read_csv(tmp_path / "candidates.csv")
+    assert found.formula.tolist() == ["KMgF3"] and (tmp_path / "KMgF3.cif").exists()
+    assert found.training_cells[0] == "K 2, Mg 1, F 2" and found.cells_with_rarest_element[0] == 1
+
+
+def crystal_of(a, b):
+    return [4.0] * 3 + [90.0] * 3, [a, b, "F", "F", "F"], crystal.PEROVSKITE
