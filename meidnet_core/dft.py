@@ -19,9 +19,10 @@ import numpy as np
 
 from .dft_store import ARRAYS, STORE, DFTError, check_same, load, save
 from .gpaw_job import read
-from .results import ROOT
+from .results import ROOT, _write_atomic
 
 CUBE = 5.2                     # angstrom, cubic cell for which the meshes of the profiles are meant
+SYMPREC = 0.01                 # angstrom, of the path: relaxed cells are kept with six digits and symmetric to some thousandths
 WORK = ROOT / "runs" / "dft"
 
 
@@ -110,8 +111,8 @@ def band_path(cell, points):
     from .relax import to_atoms
     atoms = to_atoms(cell)
     entry = (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers)
-    length = seekpath.get_explicit_k_path(entry, reference_distance=0.1)["explicit_kpoints_linearcoord"][-1]
-    found = seekpath.get_explicit_k_path(entry, reference_distance=length / max(points, 2))
+    length = seekpath.get_explicit_k_path(entry, reference_distance=0.1, symprec=SYMPREC)["explicit_kpoints_linearcoord"][-1]
+    found = seekpath.get_explicit_k_path(entry, reference_distance=length / max(points, 2), symprec=SYMPREC)
     primitive = (cell_to_cellpar(found["primitive_lattice"]), [chemical_symbols[z] for z in found["primitive_types"]],
                  np.asarray(found["primitive_positions"]))
     distance = found["explicit_kpoints_linearcoord"]
@@ -134,7 +135,8 @@ def prepare(cell, settings, kind="pbe", moments=True, setups=None):
     """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}. An atom with 4f in the core starts without a moment."""
     along = settings.path_points and "bands" in STEPS[kind]
     cell, path = band_path(cell, settings.path_points) if along else (cell, None)
-    settings = for_cell(settings, cell[0]) if kind in ("polymorph", "waves", "phase") else settings
+    follows = kind in ("polymorph", "waves", "phase") or (kind in ("pbe", "static") and len(cell[1]) != 5)     # 5: what they are for
+    settings = for_cell(settings, cell[0]) if follows else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
     tags = setups_for(cell[1], xc) | {e: t for e, t in (setups or {}).items() if e in cell[1]}
     magmoms = [0.0 if (e, tags.get(e)) in FROZEN_4F else MOMENTS.get(e, 0.0) for e in cell[1]] if moments else []
@@ -158,7 +160,7 @@ def execute(job, folder, ranks=2, timeout=None):
     text, path = json.dumps(job, sort_keys=True), folder / "job.json"
     if path.exists() and path.read_text() != text:
         raise DFTError(f"{folder}: holds another calculation; delete it or choose another folder")
-    path.write_text(text)
+    _write_atomic(path, text)
     words = [sys.executable, "-m", "meidnet_core.gpaw_job", str(folder)]
     if ranks > 1:
         words = ["mpirun", "--bind-to", "none", "--oversubscribe", "-np", str(ranks), *words]
@@ -247,15 +249,16 @@ def collect(name, job, folder, profile):
 def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=None, moments=True, setups=None):
     """Calculate a cell (lattice (6,), symbols, frac), or read the stored result of this name and profile. Returns collect's dict.
 
-    DFTError when the stored result is of another crystal (other elements, or a volume per atom that differs by a fifth).
+    DFTError when the stored result answers another question: another crystal (other elements, or a volume per atom that differs by a
+    fifth; by a hundredth where there is no equation of state), other settings, setups or steps.
     """
     store = Path(store or STORE)
     found = load(name, profile, store)
     if found and found["status"] == "ok":
-        check_same(found["cell"], cell, name)
-        plain = lambda s: {k: v for k, v in s.items() if "kpts" not in k}           # meshes of polymorphs follow their cells
-        if ("basis" in found) != ("basis" in STEPS[kind]) or plain(found["settings"]) != plain(asdict(PROFILES[profile])):
-            raise DFTError(f"{name}: the stored result has other settings than the profile {profile} of a {kind}; delete it")
+        check_same(found["cell"], cell, name, 0.2 if "eos" in STEPS[kind] else 0.01)
+        if not _answers(found, PROFILES[profile], kind, CORE_4F | (setups or {})):
+            raise DFTError(f"{name}: the stored result has other settings, setups or steps than {profile}, {kind}, {setups or {}}; "
+                           "delete it or choose another name")
         return found
     job, folder = prepare(cell, PROFILES[profile], kind, moments, setups), WORK / f"{name}-{profile}"
     try:
@@ -267,6 +270,14 @@ def run(name, cell, profile="quick", kind="pbe", ranks=2, store=None, timeout=No
     if out["status"] == "ok":
         (folder / "scf.gpw").unlink(missing_ok=True)
     return out
+
+
+def _answers(found, settings, kind, setups):
+    """Was a stored result calculated as asked? Meshes may differ, they follow the cell; steps beyond those of the kind do no harm."""
+    plain = lambda s: {k: v for k, v in s.items() if "kpts" not in k}
+    cores = {e: setups.get(e) for e in found["cell"][1] if e in {e for e, _ in FROZEN_4F} | set(setups)}
+    steps = ("basis" in found) == ("basis" in STEPS[kind]) and all(found.get(s) for s in STEPS[kind] if s in ("eos", *ARRAYS))
+    return steps and plain(found["settings"]) == plain(asdict(settings)) and all(found["setups"].get(e) == t for e, t in cores.items())
 
 
 # ---- the materials of the paper -----------------------------------------------------------------

@@ -53,24 +53,28 @@ def load(name, profile, store=STORE):
             raise DFTError(f"{path.with_suffix('.npz')}: no arrays ({error}); delete it and the .json beside it") from error
         for key, value in arrays.items():
             part, field = key.split(".")
-            out[part][field] = value.astype(float)
+            if out[part]:                                             # else killed before the JSON told of it: the step is collected again
+                out[part][field] = value.astype(float)
+    lost = [part for part in ARRAYS if out.get(part) and "energies" not in out[part]]
+    if lost:
+        raise DFTError(f"{path.with_suffix('.npz')}: no arrays of {', '.join(lost)}; delete the .json beside it")
     return out
 
 
-def same_crystal(a, b):
-    """Are two cells one crystal, but for its volume (within a fifth)? Beyond five atoms pymatgen's StructureMatcher has to agree."""
+def same_crystal(a, b, volume_within=0.2):
+    """Are two cells one crystal, but for its volume (fraction)? Beyond five atoms pymatgen's StructureMatcher has to agree."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     from .crystal import to_structure
     from .hull import reduced
     from .relax import to_atoms
     volume = [to_atoms(c).get_volume() / len(c[1]) for c in (a, b)]
-    if reduced(list(a[1])) != reduced(list(b[1])) or abs(np.log(volume[0] / volume[1])) > 0.2:
+    if reduced(list(a[1])) != reduced(list(b[1])) or abs(np.log(volume[0] / volume[1])) > volume_within:
         return False
     return max(len(a[1]), len(b[1])) <= 5 or StructureMatcher(0.05, 0.05, 1.5).fit(to_structure(*a), to_structure(*b))
 
 
-def check_same(stored, cell, name):
+def check_same(stored, cell, name, volume_within=0.2):
     """DFTError unless a stored cell and a new one are one crystal."""
-    if not same_crystal(stored, cell):
+    if not same_crystal(stored, cell, volume_within):
         raise DFTError(f"{name}: the stored result is of another crystal; choose another name or folder")

@@ -256,7 +256,7 @@ def stable(row):
 def _chosen(polymorphs, parent):
     """Of the LOWEST lowest polymorphs without soft modes the one with the highest space group number; else the lowest with phonons."""
     good = [p for p in polymorphs if stable(p)][:LOWEST]
-    known = good or [p for p in polymorphs if p.get("lowest") is not None]
+    known = good or [p for p in polymorphs if p.get("spacegroup") and p.get("lowest") is not None]        # none: failed half way
     if not known:
         return {"status": "not repaired", "gain": None, "lowest_after": None, "spacegroup_after": None, "energy_per_atom": None}
     best = max(known, key=lambda p: (_number(p), -p["energy_per_atom"])) if good else known[0]

@@ -31,8 +31,8 @@ def fcc(a, symbols, frac):
 SILICON, MGO = fcc(5.43, ["Si", "Si"], DIAMOND), fcc(4.212, ["Mg", "O"], ROCKSALT)
 COPPER = ([3.6] * 3 + [90.0] * 3, ["Cu"] * 4, np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]))
 PEROVSKITE = ([4.0] * 3 + [90.0] * 3, ["Ba", "Ti", "O", "O", "O"], crystal.PEROVSKITE)
-TINY = dft.Settings(250, (4, 4, 4), (6, 6, 6), 0.05, 30)
-LEAST = dft.Settings(200, (2, 2, 2), (2, 2, 2), 0.05, 0)
+TINY = dft.Settings(250, (2, 2, 2), (3, 3, 3), 0.05, 30)                  # in the small cells of this file: 4x4x4 and 5x5x5
+LEAST = dft.Settings(200, (1, 1, 1), (1, 1, 1), 0.05, 0)                  # 2x2x2
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +194,7 @@ def test_without_gpaw_the_message_says_what_to_run(no_gpaw):
 
 def test_a_stored_result_needs_no_gpaw(no_gpaw):
     dft.save(result(), dft.STORE)
-    assert dft.run("Si", SILICON, "least")["gap"]["indirect"] == 0.6
+    assert dft.run("Si", SILICON, "least", "static")["gap"]["indirect"] == 0.6
 
 
 @needs_gpaw
@@ -236,7 +236,7 @@ def test_moments_follow_the_atoms_into_the_primitive_cell(no_setups):
 
 
 @needs_seekpath
-def test_meshes_of_polymorphs_have_the_density_of_the_cubic_cell(no_setups):
+def test_meshes_have_the_density_of_the_cubic_cell(no_setups):
     settings = replace(LEAST, kpts=(6, 6, 6), dos_kpts=(8, 8, 8))
     mesh = lambda *edges: dft.for_cell(settings, [*edges, 90, 90, 90])
     assert mesh(5.2, 5.2, 5.2) == settings
@@ -244,7 +244,16 @@ def test_meshes_of_polymorphs_have_the_density_of_the_cubic_cell(no_setups):
     assert mesh(500, 500, 500).kpts == (1, 1, 1)
     long = ([5.2, 5.2, 10.4, 90, 90, 90], ["Si"], np.zeros((1, 3)))
     assert dft.prepare(long, settings, "polymorph")["settings"]["kpts"] == (6, 6, 3)
-    assert dft.prepare(long, settings, "static")["settings"]["kpts"] == (6, 6, 6)
+    assert dft.prepare(long, settings, "static")["settings"]["kpts"] == (6, 6, 3)
+    small = ([3.9] * 3 + [90] * 3, PEROVSKITE[1], PEROVSKITE[2])                             # what the meshes are meant for
+    assert dft.prepare(small, settings, "static")["settings"]["kpts"] == dft.prepare(small, settings)["settings"]["kpts"] == (6, 6, 6)
+
+
+@needs_seekpath
+def test_the_path_is_that_of_the_symmetry_behind_the_last_digits():
+    tetragonal = ([4.0, 4.0, 4.3, 90, 90, 90], PEROVSKITE[1], np.array(PEROVSKITE[2]) + np.random.default_rng(0).normal(0, 2e-4, (5, 3)))
+    names = lambda cell: {name for _, label in dft.band_path(cell, 40)[1]["labels"] for name in label.split("|")}
+    assert names(tetragonal) == {"Γ", "X", "M", "Z", "R", "A"}
 
 
 def test_another_job_in_the_folder_is_refused(no_setups, tmp_path, monkeypatch):
@@ -321,6 +330,16 @@ def test_a_stored_result_is_read_and_not_calculated(dft_arrays, monkeypatch):
     assert dft.run("Si", SILICON, "least")["bands"]["energies"].shape == (1, 7, 4)
     nearly = fcc(5.50, *SILICON[1:])                                                         # the start need not be the minimum
     assert dft.run("Si", nearly, "least")["status"] == "ok"
+    with pytest.raises(dft.DFTError, match="another crystal"):                               # of an equation of state
+        dft.run("Si", nearly, "least", "static")
+
+
+@pytest.mark.parametrize("asked", [{"kind": "pbe"}, {"kind": "polymorph"}, {"setups": {"Si": "other"}}], ids=str)
+def test_a_stored_result_of_other_steps_or_setups_is_refused(asked, monkeypatch):
+    dft.save(result(), dft.STORE)
+    monkeypatch.setattr(dft, "execute", lambda *args: pytest.fail("calculated"))
+    with pytest.raises(dft.DFTError, match="Si: .*setups or steps"):
+        dft.run("Si", SILICON, "least", **{"kind": "static"} | asked)
 
 
 OTHERS = {"elements": fcc(5.43, ["Ge", "Ge"], DIAMOND), "composition": fcc(5.43, ["Si", "C"], DIAMOND), "volume": fcc(6.2, *SILICON[1:])}

@@ -55,6 +55,18 @@ def test_arrays_of_an_earlier_attempt_do_not_outlive_it(dft_arrays, tmp_path):
     assert dft_store.load("Si", "least", tmp_path)["bands"] is None
 
 
+def test_killed_between_the_two_files(dft_arrays, tmp_path):
+    dft_store.save(result(**dft_arrays), tmp_path)
+    arrays = (tmp_path / "Si-least.npz").read_bytes()
+    dft_store.save(result(status="bands: not run"), tmp_path)
+    (tmp_path / "Si-least.npz").write_bytes(arrays)                    # the JSON was not written any more
+    assert dft_store.load("Si", "least", tmp_path)["bands"] is None
+    dft_store.save(result(**dft_arrays), tmp_path)
+    (tmp_path / "Si-least.npz").unlink()
+    with pytest.raises(dft_store.DFTError, match="no arrays of bands"):
+        dft_store.load("Si", "least", tmp_path)
+
+
 def test_two_polymorphs_are_not_one_crystal():
     wurtzite = ([3.25, 3.25, 5.2, 90, 90, 120], ["Zn", "Zn", "O", "O"], [[1 / 3, 2 / 3, 0], [2 / 3, 1 / 3, 0.5], [1 / 3, 2 / 3, 0.38],
                                                                         [2 / 3, 1 / 3, 0.88]])

@@ -116,6 +116,9 @@ def test_of_the_three_lowest_stable_the_most_symmetric_is_taken():
     chosen = repair._chosen(rows, PARENT)
     assert (chosen["status"], chosen["spacegroup_after"], chosen["gain"], chosen["best_gain"]) == ("repaired", "P (140)", 0.3, 0.5)
     assert repair._chosen(rows[:1], PARENT)["status"] == "not repaired" and repair._chosen([], PARENT)["gain"] is None
+    halfway = {k: v for k, v in rows[0].items() if k != "spacegroup"} | {"status": "failed: RuntimeError"}   # phonons of one supercell only
+    assert repair._chosen([halfway], PARENT)["status"] == "not repaired"
+    assert repair._chosen([halfway, rows[0]], PARENT)["spacegroup_after"] == "P (200)"
 
 
 @pytest.mark.parametrize("outside, elastic, verdict", [(0.5, 20.0, True), (0.5, -1.0, False), (-0.5, 20.0, False)])
