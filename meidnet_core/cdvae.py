@@ -29,7 +29,7 @@ from .train import bar
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that defines a run; stored with its result."""
+    """Everything that defines a run; stored with its result. `cells` concerns the scoring alone, the rest the training."""
 
     dataset: str = "perov_5"
     seed: int = 0
@@ -51,6 +51,10 @@ class Settings:
     lr: float = 2e-3
     cells: int = 1000              # test cells that are scored (Langevin dynamics is slow)
 
+    def training(self):
+        """{setting: value} of what the training depends on."""
+        return {k: v for k, v in asdict(self).items() if k != "cells"}
+
     def sigmas(self):
         """(levels,) angstrom, falling."""
         return torch.logspace(np.log10(self.sigma_max), np.log10(self.sigma_min), self.levels)
@@ -59,7 +63,7 @@ class Settings:
 # ---- model -------------------------------------------------------------------------------------
 
 class ScoreNetwork(nn.Module):
-    """Noise of every coordinate in units of sigma (score times -sigma), mean zero over the cell; E(3)-equivariant."""
+    """Way back of every coordinate from the noise in units of sigma (score times sigma), mean zero over the cell; E(3)-equivariant."""
 
     def __init__(self, cfg, elements):
         super().__init__()
@@ -125,7 +129,7 @@ class CDVAESmall(nn.Module):
         return loss, {"loss": loss.item()} | {k: v.item() for k, v in terms.items()}
 
     def denoising(self, batch, z):
-        """Mean squared error of the predicted noise, sites moved by a random level of Gaussian noise and wrapped."""
+        """Mean squared error of the predicted way back, sites moved by a random level of Gaussian noise and wrapped."""
         cell, mask = crystal.lattice_matrix(batch["lattice"]), batch["mask"]
         sigma = self.cfg.sigmas()[torch.randint(self.cfg.levels, (len(z),))]                # (B,)
         noise = torch.randn_like(batch["frac"]) * sigma[:, None, None]
@@ -225,7 +229,7 @@ def train(cfg, shape, tensors, minutes=None, path=None, every=2, progress=True):
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=0.01)
     history, seconds = [], 0.0
     if path and os.path.exists(path):
-        history, seconds = checkpoint.load_progress(path, asdict(cfg), model, optimizer)
+        history, seconds = checkpoint.load_progress(path, cfg.training(), model, optimizer)
     for epoch in bar(range(len(history), cfg.epochs), argparse.Namespace(name="cdvae-small", seed=cfg.seed, epochs=cfg.epochs),
                      len(history), progress):
         start, used = time.perf_counter(), seconds / (60 * minutes) if minutes else 0.0
@@ -237,9 +241,9 @@ def train(cfg, shape, tensors, minutes=None, path=None, every=2, progress=True):
         if not np.isfinite(record["loss"]):
             raise ValueError(f"loss became {record['loss']} in epoch {epoch} (seed {cfg.seed}); lower lr = {cfg.lr}")
         if path and (epoch + 1) % every == 0:
-            checkpoint.save_progress(path, asdict(cfg), model, optimizer, history, seconds)
+            checkpoint.save_progress(path, cfg.training(), model, optimizer, history, seconds)
     if path:
-        checkpoint.save_progress(path, asdict(cfg), model, optimizer, history, seconds)
+        checkpoint.save_progress(path, cfg.training(), model, optimizer, history, seconds)
     return model.eval(), history, seconds
 
 

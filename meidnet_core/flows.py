@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from . import relax as relaxation
+from .results import _write_atomic
 
 ELSEWHERE = ("device", "ranks", "store", "command", "folder")          # options that change where a row is computed, not what it says
 VASP_STEPS = ("static", "bands", "dos")
@@ -52,14 +53,15 @@ def _dft(name, cell, profile="quick", store=None, ranks=2):
 def _vasp(name, cell, folder="runs/vasp", command=None, steps=VASP_STEPS, potcar=None, functional="PBE"):
     """Inputs of each step in folder/name/step, run there by `command` (as "srun vasp_std"); steps that are done are not run again.
 
-    Without a command the first step's inputs are written and the row says so.
+    Without a command the first step's inputs are written and the row says so. ValueError as in `_finished`.
     """
     from . import vasp
     place, previous = Path(folder) / name, None
     for step in steps:
-        here = place / step
-        if not (vasp._file(here) and vasp.read_run({step: here})["status"] == "ok"):
+        here, question = place / step, {"step": step, "cell": _rounded(cell), "potcar": potcar or {}, "functional": functional}
+        if not _finished(here, question):
             vasp.write_inputs(cell, here, step, previous, potcar, functional)
+            _write_atomic(here / "key.json", json.dumps(question))     # after the inputs: without them it binds no folder
             if not command:
                 return {"status": f"inputs written: {here}"}
             with open(here / "vasp.log", "w") as log:
@@ -69,6 +71,21 @@ def _vasp(name, cell, folder="runs/vasp", command=None, steps=VASP_STEPS, potcar
         cell = vasp.read_run({step: here})["cell"] if step == "relax" else cell
         previous = here if step == "static" else previous
     return {k: v for k, v in vasp.read_run({s: place / s for s in steps}, name).items() if k not in ("bands", "dos", "name")}
+
+
+def _finished(here, question):
+    """Is the answer to this question (step, cell, potcar, functional) in the folder?
+
+    ValueError naming the folder when it belongs to another question by its key.json, or holds a run without one.
+    """
+    from . import vasp
+    key, ran = here / "key.json", vasp._file(here)
+    asked = json.loads(key.read_text()) if key.exists() else {}
+    differ = [k for k, v in question.items() if asked.get(k) != v]
+    if differ and (asked or ran):
+        raise ValueError(f"{here}: holds another calculation ({', '.join(differ) if asked else 'no key.json says of what'}); "
+                         "delete it or choose another folder")
+    return bool(ran) and vasp.read_run({question["step"]: here})["status"] == "ok"
 
 
 TASKS = {"relax": _relax, "phonons": _phonons, "dft": _dft, "vasp": _vasp}
@@ -87,6 +104,11 @@ def task(step, name, cell, options=None, after=None):
 
 def _cell(row):
     return row["lattice"], row["symbols"], row["frac"]
+
+
+def _rounded(cell):
+    """[symbols, lattice, frac] as JSON keeps them, without the last digits, by which the same cell may differ."""
+    return [list(cell[1]), np.round(cell[0], 4).tolist(), np.round(cell[2], 5).tolist()]
 
 
 # ---- flows --------------------------------------------------------------------------------------
@@ -142,15 +164,18 @@ def read_vasp(name, folders):
 
 
 def flow(cells, steps=("relax",), options=None):
-    """jobflow Flow of {name: cell}: each step for each material; after "relax" in the same flow the relaxed cell is taken.
+    """jobflow Flow of {name: cell}: each step for each material; phonons and dft after "relax" take the relaxed cell.
 
     steps: relax, phonons, dft, vasp (atomate2). options: {step: {option: value}} of relax_job, phonon_job, dft_job, vasp_flow.
-    ValueError for an unknown step.
+    ValueError for an unknown step, and for vasp with relax: its inputs are made before the relaxed cell is there.
     """
     from jobflow import Flow
     options, jobs = options or {}, []
     if unknown := set(steps) - set(TASKS):
         raise ValueError(f"unknown steps {sorted(unknown)}: expected {', '.join(TASKS)}")
+    if {"relax", "vasp"} <= set(steps):
+        raise ValueError("vasp does not take the relaxed cell of another step; relax with VASP, vasp_flow(relax=True), which as an option "
+                         'of flow is {"vasp": {"relax": True}}, or give flow the relaxed cells')
     for name, cell in cells.items():
         first = relax_job(name, cell, **options.get("relax", {})) if "relax" in steps else None
         jobs += [first] if first else []
@@ -186,7 +211,8 @@ def run_here(flow, folder=None, log=False):
 def read_table(path):
     """{name: cell} of a folder of CIF files, or of a CSV with columns name (or material_id) and cif (text).
 
-    ValueError naming the file for missing columns, a name that occurs twice, or a CIF that cannot be read.
+    ValueError naming the file for missing columns, no materials, a name that occurs twice, or a CIF that cannot be read or has
+    partial occupancies.
     """
     import warnings
 
@@ -194,14 +220,16 @@ def read_table(path):
     from pymatgen.core import Structure
     path, cells = Path(path), {}
     if path.is_dir():
-        entries = [(f.stem, f.read_text()) for f in sorted(path.glob("*.cif"))]
+        entries = [(f.stem, f, f.read_text()) for f in sorted(path.glob("*.cif"))]
     else:
         table = pd.read_csv(path)
         column = next((c for c in ("name", "material_id") if c in table), None)
         if column is None or "cif" not in table:
             raise ValueError(f"{path}: expected columns name (or material_id) and cif, found {', '.join(table.columns)}")
-        entries = list(zip(table[column].astype(str), table["cif"]))
-    for name, text in entries:
+        entries = [(name, f"{path}: {name}", text) for name, text in zip(table[column].astype(str), table["cif"])]
+    if not entries:
+        raise ValueError(f"{path}: no {'*.cif' if path.is_dir() else 'rows'} in it")
+    for name, where, text in entries:
         if name in cells or Path(name).name != name:
             raise ValueError(f"{path}: the name {name!r} occurs twice or is no file name")
         try:
@@ -209,7 +237,9 @@ def read_table(path):
                 warnings.simplefilter("ignore")
                 s = Structure.from_str(text, fmt="cif")
         except Exception as error:                                     # pymatgen's reader raises anything
-            raise ValueError(f"{path}: {name}: unreadable CIF: {error}") from error
+            raise ValueError(f"{where}: unreadable CIF: {error}") from error
+        if not s.is_ordered:
+            raise ValueError(f"{where}: partial occupancies ({s.formula}); an ordered cell is needed")
         cells[name] = (list(s.lattice.parameters), [x.specie.symbol for x in s], s.frac_coords.tolist())
     return cells
 
@@ -228,7 +258,7 @@ def shard(names, part):
 def key_of(step, name, cell, options):
     """Name of one task: the same question is asked once, wherever it is computed."""
     what = {k: v for k, v in options.items() if k not in ELSEWHERE}
-    text = json.dumps([step, name, list(cell[1]), np.round(cell[0], 4).tolist(), np.round(cell[2], 5).tolist(), sorted(what.items())])
+    text = json.dumps([step, name, *_rounded(cell), sorted(what.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -285,7 +315,8 @@ def main(words=None):
     parser.add_argument("--step", dest="of", default="relax", choices=TASKS, help="collect: which rows")
     parser.add_argument("--relaxed", action="store_true", help="take the relaxed cells in --out")
     parser.add_argument("--again", action="store_true", help="ask those that are not ok again")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="potential=chgnet, start=rattled, profile=paper")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE",
+                        help="potential=chgnet, start=rattled, profile=paper, steps=static,dos")
     a = parser.parse_args(words)
     if a.step == "collect":
         import pandas as pd
@@ -295,6 +326,7 @@ def main(words=None):
         parser.error("--table is needed")
     options = dict(word.split("=", 1) for word in a.option)
     options |= {"ranks": int(options["ranks"])} if "ranks" in options else {}
+    options |= {"steps": options["steps"].split(",")} if "steps" in options else {}
     options |= {"potential": pick(options["potential"])} if "potential" in options else {}          # rows name what `auto` stood for
     rows = run_shard(a.step, read_table(a.table), a.out, a.shard, options, a.relaxed, a.again)
     print(f"shard {a.shard}: {len(rows)} rows, {sum(r['status'] == 'ok' for r in rows)} ok")

@@ -20,6 +20,7 @@ STEPS = ("relax", "static", "bands", "dos")
 INCAR = {"ENCUT": ENCUT, "LDAU": False, "LSORBIT": False, "LREAL": False}
 EMPTY = 1.5                                                    # bands of a band structure over those of the static run
 MAGNETIC = 0.1                                                 # Bohr magnetons a cell
+JUMPS = "seekpath; jumps after points"                         # first line of KPOINTS, numbers from 1 follow
 
 
 class VaspError(RuntimeError):
@@ -37,14 +38,15 @@ def mesh(cell, density=KPPRA):
 
 
 def _path(path):
-    """pymatgen Kpoints of the explicit seekpath points; the ends of the segments carry their names."""
+    """pymatgen Kpoints of the explicit seekpath points; the ends of the segments carry their names, the comment says where it jumps."""
     from pymatgen.io.vasp import Kpoints
     distance, names = np.asarray(path["distance"]), [""] * len(path["distance"])
     for x, name in path["labels"]:
         parts = name.split("|")                                # a jump has two points at one distance
         for n, i in enumerate(np.flatnonzero(np.abs(distance - x) < 1e-6)):
             names[i] = parts[min(n, len(parts) - 1)].replace("Γ", "GAMMA")
-    return Kpoints("seekpath", len(distance), Kpoints.supported_modes.Reciprocal, path["kpoints"], kpts_weights=[1] * len(distance),
+    jumps = " ".join(str(i + 1) for i in np.flatnonzero(np.diff(distance) < 1e-6))
+    return Kpoints(f"{JUMPS} {jumps}", len(distance), Kpoints.supported_modes.Reciprocal, path["kpoints"], kpts_weights=[1] * len(distance),
                    labels=names)
 
 
@@ -128,29 +130,45 @@ def _state(run):
 
 
 def _labels(path, count):
-    """Name of each of `count` k-points by KPOINTS beside a vasprun.xml, "" where it has none; None when it is no path."""
+    """(names, jumps) of `count` k-points by KPOINTS beside a vasprun.xml: "" where a point has no name; indices after which the
+    path jumps, None where the file does not say. None when it is no path.
+    """
     from pymatgen.io.vasp import Kpoints
     file = next(iter(sorted(path.parent.glob("KPOINTS*"))), None)
     points = Kpoints.from_file(str(file)) if file else None
     if points is None or not any(points.labels or []):
         return None
     names = [str(n or "").strip().lstrip("\\") for n in points.labels]
+    _, said, after = points.comment.partition(JUMPS)
+    jumps = [int(n) - 1 for n in after.split()] if said else None
     if points.style == Kpoints.supported_modes.Line_mode:      # two names a segment, so many points in between
         names = [names[2 * (i // points.num_kpts) + (i % points.num_kpts > 0)] if i % points.num_kpts in (0, points.num_kpts - 1) else ""
                  for i in range(count)]
-    return names if len(names) == count else None
+        jumps = list(range(points.num_kpts - 1, count - 1, points.num_kpts))
+    return (names, jumps) if len(names) == count else None
+
+
+def _jumps(names, step):
+    """Indices of the steps (K - 1,) that are jumps: between names, and longer than any within a segment.
+
+    seekpath puts max(2, whole part of length / spacing) points on a segment: they lie up to three spacings apart.
+    """
+    return [i for i, (a, b) in enumerate(zip(names, names[1:])) if a and b and step[i] > 3 * np.median(step)]
 
 
 def _bands(run, path, efermi):
     """Bands along a path in the common format, or None when the k-points are no path. Distances in 1/angstrom, with 2 pi."""
     k = np.asarray(run.actual_kpoints, float)
-    names = _labels(path, len(k))
-    if names is None:
+    found = _labels(path, len(k))
+    if found is None:
         return None
+    names, jumps = found
     step = np.linalg.norm(np.diff(k @ run.final_structure.lattice.reciprocal_lattice.matrix, axis=0), axis=1)
-    step[[bool(a and b) for a, b in zip(names, names[1:])]] = 0                           # the end of a segment and the next start
+    step[_jumps(names, step) if jumps is None else jumps] = 0
     distance = np.concatenate([[0], np.cumsum(step)])
-    labels = dft.joined_labels(distance, ["Γ" if name.upper() in ("GAMMA", "G") else name for name in names])
+    zero = np.isclose(k, 0).all(1)                             # tI2 has a point G elsewhere
+    labels = dft.joined_labels(distance, ["Γ" if name.upper() == "GAMMA" or (name.upper() == "G" and at) else name
+                                          for name, at in zip(names, zero)])
     return {"distance": distance, "energies": _levels(run, efermi), "labels": labels, "kpoints": k}
 
 
@@ -205,10 +223,16 @@ def _result(runs, files, main, name):
         levels = np.concatenate([levels[..., :few], bands["energies"][..., :few]], 1)
         points = np.concatenate([points, bands["kpoints"]])
     moment, enough = _moment(run), bool((levels[..., -1] > 0).all())                      # without an empty band there is no gap to find
+    gap = dft.gaps(levels, points, electrons * (2 if _spinors(run) else 1), moment > MAGNETIC) if enough else None
     return {"name": name or s.composition.reduced_formula, "xc": _xc(run), "energy_per_atom": float(run.final_energy) / len(s),
             "cell": (list(s.lattice.parameters), [x.symbol for x in s.species], np.round(s.frac_coords, 8)), "efermi": efermi,
-            "electrons": electrons, "moment": moment, "gap": dft.gaps(levels, points, electrons, moment > MAGNETIC) if enough else None,
+            "electrons": electrons, "moment": moment, "gap": gap,
             "bands": bands, "dos": _dos(runs.get("dos", run).tdos, efermi), "settings": _settings(run)}
+
+
+def _spinors(run):
+    """Do the bands hold one electron each, where dft.gaps counts two?"""
+    return bool(run.parameters.get("LSORBIT") or run.parameters.get("LNONCOLLINEAR"))
 
 
 def _spins(table):

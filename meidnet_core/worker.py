@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+from collections import deque
+from threading import Thread
 
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
@@ -45,14 +47,24 @@ class WorkerCalculator(Calculator):
         super().__init__()
         try:
             self.process = subprocess.Popen([python, "-c", source + SERVE, json.dumps([path, device])], stdin=subprocess.PIPE,
-                                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
         except OSError as error:
             raise WorkerError(f"{python}: cannot be started ({error})") from error
+        self.said = deque(maxlen=5)                    # read beside: a full pipe would stop the worker
+        self.reader = Thread(target=self.said.extend, args=(self.process.stderr,), daemon=True)
+        self.reader.start()
         self._answer()
+
+    def _ended(self):
+        """Exit code and the last lines of its stderr: a missing package, a library that does not load."""
+        code = self.process.wait()
+        self.reader.join(5)                            # not for ever: a process that it left behind may hold the pipe
+        reason = " ".join("".join(self.said).split())
+        return f"the worker ended with exit code {code}" + (f": {reason}" if reason else "")
 
     def _answer(self):
         line = self.process.stdout.readline()
-        found = json.loads(line) if line else {"error": f"the worker ended with exit code {self.process.wait()}"}
+        found = json.loads(line) if line else {"error": self._ended()}
         if "error" in found:
             raise WorkerError(found["error"])
         return found
@@ -64,7 +76,7 @@ class WorkerCalculator(Calculator):
             self.process.stdin.write(json.dumps(question) + "\n")
             self.process.stdin.flush()
         except OSError as error:
-            raise WorkerError(f"the worker is gone (exit code {self.process.poll()})") from error
+            raise WorkerError(self._ended()) from error
         found = self._answer()
         self.results = {"energy": found["energy"], "free_energy": found["energy"], "forces": np.array(found["forces"]),
                         "stress": np.array(found["stress"])}

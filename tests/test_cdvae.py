@@ -1,6 +1,7 @@
 """The stand-in for CDVAE: symmetry of the score network, the heads, denoising, training."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -186,6 +187,13 @@ def test_training_lowers_the_loss_and_resumes_bit_for_bit(perovskites, build, cf
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
     with pytest.raises(CheckpointError, match="belongs to another run"):
         cdvae.train(cdvae.Settings(**{**SMALL, "epochs": 3, "seed": 1}), model.shape, t, path=path, progress=False)
+
+
+def test_how_many_cells_are_scored_is_not_the_training(perovskites, build, cfg, tmp_path):
+    model, t = build(perovskites(8))
+    first = cdvae.train(cfg, model.shape, t, path=tmp_path / "run.safetensors", progress=False)
+    again = cdvae.train(replace(cfg, cells=5), model.shape, t, path=tmp_path / "run.safetensors", progress=False)
+    assert again[1] == first[1] and again[2] == first[2]
 
 
 def test_reconstruct_keeps_the_order_of_the_cells(mixed, build, monkeypatch):

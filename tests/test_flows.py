@@ -1,6 +1,7 @@
 """Flows and array jobs: rows in order, failures labelled, shards disjoint and resumable. The potential is ASE's EMT: seconds."""
 
 import json
+import re
 import sys
 from collections import Counter
 
@@ -108,6 +109,11 @@ def test_an_unknown_step_is_a_clear_error():
         flows.flow(CELLS, ("relax", "bands"))
 
 
+def test_vasp_after_relax_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"vasp_flow\(relax=True\)"):
+        flows.flow(CELLS, ("relax", "vasp"))
+
+
 def test_vasp_flows_want_atomate2(monkeypatch):
     monkeypatch.setitem(sys.modules, "atomate2.vasp.jobs.core", None)
     with pytest.raises(ImportError, match="cluster"):
@@ -209,6 +215,31 @@ def test_tables_are_read_or_refused(tmp_path, write_cif):
         flows.read_table(tmp_path / "bad.csv")
 
 
+def test_a_cif_with_partial_occupancies_is_named(tmp_path, write_cif):
+    (tmp_path / "alloy.cif").write_text(re.sub(r"(?m)1(\.0+)?$", "0.5", write_cif(*CELLS["copper"])))
+    with pytest.raises(ValueError, match="alloy.cif: partial occupancies"):
+        flows.read_table(tmp_path)
+    (tmp_path / "alloy.cif").write_text("x")
+    with pytest.raises(ValueError, match="alloy.cif: unreadable CIF"):
+        flows.read_table(tmp_path)
+
+
+def test_a_table_without_materials_is_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: no \*.cif in it"):
+        flows.main(["relax", "--table", str(tmp_path), "--out", str(tmp_path / "out")])
+    (tmp_path / "table.csv").write_text("name,cif\n")
+    with pytest.raises(ValueError, match="table.csv: no rows in it"):
+        flows.read_table(tmp_path / "table.csv")
+
+
+def test_the_steps_of_vasp_are_named_with_commas(tmp_path, write_cif, monkeypatch):
+    (tmp_path / "copper.cif").write_text(write_cif(*CELLS["copper"]))
+    monkeypatch.setitem(flows.TASKS, "vasp", lambda name, cell, steps: {"status": "ok", "steps": steps})
+    flows.main(["vasp", "--table", str(tmp_path), "--out", str(tmp_path / "out"), "--option", "steps=static,dos"])
+    (row,) = flows.rows_in(tmp_path / "out", "vasp").values()
+    assert row["steps"] == ["static", "dos"]
+
+
 # ---- VASP without atomate2 ----------------------------------------------------------------------
 
 SCRIPT = """
@@ -245,6 +276,28 @@ def test_vasp_steps_follow_each_other_and_resume(fake_vasp, tmp_path):
     assert row["status"] == "ok" and row["gap"]["indirect"] == pytest.approx(1.0) and row["name"] == "MgO" and "bands" not in row
     assert {s: (tmp_path / "vasp" / "MgO" / s / "count").read_text() for s in flows.VASP_STEPS} == dict.fromkeys(flows.VASP_STEPS, "x")
     assert json.dumps(row, default=lambda x: x.tolist())
+
+
+def test_a_folder_answers_one_question_of_vasp(fake_vasp, tmp_path):
+    options = {"folder": str(tmp_path / "vasp"), "command": fake_vasp(), "steps": ["static"]}
+    here = tmp_path / "vasp" / "MgO" / "static"
+    assert flows.task("vasp", "MgO", MGO, options)["status"] == "ok"
+    wider = (MGO[0] * [1.01, 1.01, 1.01, 1, 1, 1], *MGO[1:])
+    for cell, more, what in ((wider, {}, "cell"), (MGO, {"potcar": {"Mg": "Mg"}}, "potcar"), (MGO, {"functional": "PBE_54"}, "functional")):
+        row = flows.task("vasp", "MgO", cell, options | more)
+        assert row["status"] == f"failed: ValueError: {here}: holds another calculation ({what}); delete it or choose another folder"
+    assert flows.task("vasp", "MgO", MGO, options)["status"] == "ok" and (here / "count").read_text() == "x"
+    (here / "key.json").unlink()                                      # a run of a stranger
+    assert f"{here}: holds another calculation (no key.json" in flows.task("vasp", "MgO", MGO, options)["status"]
+
+
+def test_inputs_that_cannot_be_written_bind_no_folder(tmp_path, monkeypatch):
+    from pymatgen.core import SETTINGS
+    options = {"folder": str(tmp_path / "vasp")}
+    with monkeypatch.context() as patch:
+        patch.setitem(SETTINGS, "PMG_VASP_PSP_DIR", str(tmp_path))    # holds no dataset
+        assert "inputs not written" in flows.task("vasp", "MgO", MGO, options)["status"]
+    assert flows.task("vasp", "MgO", MGO, options | {"functional": "PBE_54"})["status"].startswith("inputs written")
 
 
 def test_without_a_command_inputs_are_written(tmp_path):

@@ -81,8 +81,11 @@ def test_a_configured_folder_without_the_dataset_is_a_clear_error(tmp_path, monk
 
 # ---- finished runs ------------------------------------------------------------------------------
 
-def vasprun(levels, occupied, kpoints, efermi=1.0, cycles=3, icharg=2, u=False, a=4.0, energy=-7.5, electrons=None):
-    """A minimal vasprun.xml of two atoms in a cube: levels (S, K, B) in eV, `occupied` (S, K, B) in 0..1, NELM 5."""
+CUBE = np.eye(3) * 4
+
+
+def vasprun(levels, occupied, kpoints, efermi=1.0, cycles=3, icharg=2, u=False, basis=CUBE, energy=-7.5, electrons=None, spinors=""):
+    """A minimal vasprun.xml of two atoms: levels (S, K, B) in eV, `occupied` (S, K, B) in 0..1, NELM 5; spinors: the tag that is true."""
     levels, occupied = np.asarray(levels, float), np.asarray(occupied, float)
     rows = lambda x: "".join("<v>" + " ".join(f"{v:.6f}" for v in r) + "</v>" for r in np.atleast_2d(x))
     item = lambda kind, name, value: f'<i type="{kind}" name="{name}">{value}</i>'
@@ -90,9 +93,10 @@ def vasprun(levels, occupied, kpoints, efermi=1.0, cycles=3, icharg=2, u=False, 
     words = [item("string", "GGA", "PE"), item("int", "ICHARG", icharg), item("int", "ISPIN", len(levels)), item("int", "NELM", 5),
              item("int", "NSW", 0), item("int", "ISMEAR", 0), item("int", "IBRION", -1), item("int", "NBANDS", levels.shape[2])]
     words = "".join(words) + "".join(f'<i name="{k}">{v}</i>' for k, v in {"ENMAX": 520, "SIGMA": 0.05, "NELECT": electrons}.items())
-    words += f'<i type="logical" name="LDAU">{"T" if u else "F"}</i><i type="logical" name="LSORBIT">F</i>'
+    words += f'<i type="logical" name="LDAU">{"T" if u else "F"}</i>'
+    words += "".join(f'<i type="logical" name="{k}">{"FT"[k == spinors]}</i>' for k in ("LSORBIT", "LNONCOLLINEAR"))
     words += "".join(f"<v name=\"{k}\">{v}</v>" for k, v in {"LDAUU": "4 0", "LDAUJ": "0 0", "LDAUL": "2 -1"}.items()) if u else ""
-    crystal_ = (f'<crystal><varray name="basis">{rows(np.eye(3) * a)}</varray><varray name="rec_basis">{rows(np.eye(3) / a)}</varray>'
+    crystal_ = (f'<crystal><varray name="basis">{rows(basis)}</varray><varray name="rec_basis">{rows(np.linalg.inv(basis).T)}</varray>'
                 f'</crystal><varray name="positions">{rows([[0, 0, 0], [.5, .5, .5]])}</varray>')
     eigen = "".join(f'<set comment="spin {s + 1}">' + "".join(
         f'<set comment="kpoint {i + 1}">' + "".join(f"<r>{e:.6f} {o:.4f}</r>" for e, o in zip(levels[s, i], occupied[s, i])) + "</set>"
@@ -180,6 +184,15 @@ def test_spins_are_kept_apart(put):
     assert not run["gap"]["metal"] and run["gap"]["indirect"] == pytest.approx(1.0)          # 0.5 up to 1.5 up
 
 
+@pytest.mark.parametrize("tag", ["LSORBIT", "LNONCOLLINEAR"])
+def test_a_band_of_spinors_holds_one_electron(put, tag):
+    gap = vasp.read_run(put(electrons=2, spinors=tag))["gap"]
+    assert not gap["metal"] and gap["indirect"] == pytest.approx(1.0)
+    odd = np.concatenate([levels_of()[..., :1] - 3, levels_of()], -1)
+    gap = vasp.read_run(put(levels=odd, electrons=3, spinors=tag))["gap"]
+    assert not gap["metal"] and gap["indirect"] == pytest.approx(1.0)
+
+
 def test_hubbard_u_shows_in_the_functional(put):
     assert vasp.read_run(put(u=True))["xc"] == "PBE+U"
 
@@ -207,6 +220,36 @@ def test_bands_of_the_path_it_wrote(put, tmp_path):
     np.testing.assert_allclose(bands["distance"], path["distance"], atol=1e-4)
     assert bands["energies"][0, 0, 1] == pytest.approx(-1.0) and run["efermi"] == pytest.approx(1.0)
     assert run["gap"]["cbm_k"] == pytest.approx([0, 0.25, 0], abs=0.03)
+
+
+FLAT = (np.array([2.5, 2.5, 20, 90, 90, 120.0]), ["B", "N"], np.array([[1 / 3, 2 / 3, 0], [2 / 3, 1 / 3, 0]]))     # short L-M|H-K
+TETRAGONAL = (np.array([4, 4, 9, 90, 90, 90.0]), ["Mg", "Mg"], np.array([[0, 0, 0], [.5, .5, .5]]))       # tI2: G is not Γ
+
+
+@pytest.mark.parametrize("cell", [FLAT, TETRAGONAL])
+@pytest.mark.parametrize("marked", [True, False])
+def test_short_segments_are_no_jumps_and_g_is_not_gamma(put, tmp_path, cell, marked):
+    from pymatgen.io.vasp import Kpoints, Poscar
+
+    from meidnet_core import dft
+    vasp.write_inputs(cell, tmp_path / "run", "bands")
+    file, path = tmp_path / "run" / "KPOINTS", dft.band_path(cell, vasp.PATH_POINTS)[1]
+    points = np.array(Kpoints.from_file(file).kpts)
+    if not marked:                                                   # a file of someone else says nothing of jumps
+        file.write_text(re.sub(r"^.*", "my path", file.read_text(), count=1))
+    basis = Poscar.from_file(tmp_path / "run" / "POSCAR").structure.lattice.matrix
+    bands = vasp.read_run(put("run", levels_of(np.zeros(len(points)), np.full(len(points), 2.0)), kpoints=points, basis=basis))["bands"]
+    names = [n for _, n in path["labels"]]
+    assert [n for _, n in bands["labels"]] == names and ("M|H" in names or "R|G" in names)
+    np.testing.assert_allclose(bands["distance"], path["distance"], atol=1e-4)
+
+
+def test_a_line_mode_file_with_two_points_a_segment(put):
+    folder = put("run", levels_of(), kpoints=GRID)
+    (folder / "KPOINTS").write_text("path\n2\nLine_mode\nReciprocal\n0 0 0 ! G\n0.5 0 0 ! X\n\n0.5 0.5 0 ! M\n0.5 0.5 0.5 ! R\n")
+    bands = vasp.read_run(folder)["bands"]
+    assert [n for _, n in bands["labels"]] == ["Γ", "X|M", "R"]
+    np.testing.assert_allclose(bands["distance"], np.array([0, 0.5, 0.5, 1]) * 2 * np.pi / 4, atol=1e-6)
 
 
 def test_bands_of_a_line_mode_file(put):
