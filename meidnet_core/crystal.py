@@ -67,7 +67,8 @@ def wrap(frac):
 
 
 def circular_mean(frac):
-    """Mean position on the torus, (N, 3) -> (3,). NaN-free: an undefined mean (all images cancel) gives 0."""
+    """Mean position on the torus, (N, 3) -> (3,). Never NaN; where all images cancel (sites 0 and 1/2) there is no mean, and rounding
+    decides: the origin of such cells is not canonical."""
     return np.angle(np.exp(2j * np.pi * frac).sum(0)) / (2 * np.pi)
 
 

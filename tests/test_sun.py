@@ -128,13 +128,23 @@ def test_claims_name_threshold_hull_potential_and_what_is_new():
     row = lambda count: {"candidates": 140, "count_100_training": count, "sun_100_training": count, "sun_100_anywhere": count / 10}
     groups = {m: row(n) for m, n in (("ours", 84), ("random", 0), ("screening", 70), ("paper", 28))}
     hits = {"ours": {"enrichment_140_any gap": 20.0}, "screening": {"enrichment_140_any gap": 40.0}}
-    claims = sun.claims_of(groups, {"ours": row(14)}, hits, "sevennet-0")
+    claims = sun.claims_of(groups, {"ours": row(14)}, hits, {"random": 3.5, "screening": 70}, "sevennet-0")
     value = {k: c["value"] for k, c in claims.items()}
     assert value["f3b.sun"] == 84 and value["f3b.sun_count"] == 84 and value["x.sun.as_asked"] == 28 and value["s2.n"] == sun.DRAWN
-    assert value["x.sun.over_random"] == 84 and value["x.sun.over_screening"] == 1.2 and value["x.retro.over_screening"] == 0.5
+    assert value["x.sun.over_random"] == 24 and value["x.sun.over_screening"] == 1.2 and value["x.retro.over_screening"] == 0.5
     for name in ("f3b.sun", "x.sun.as_asked", "x.sun.strict", "x.sun.over_random"):
         assert all(word in claims[name]["split"] for word in ("0.1 eV/atom", "list hull", "sevennet-0", "new to"))
-    assert "x.sun.strict" not in sun.claims_of(groups, {}, {}, "sevennet-0")
+    without = sun.claims_of(groups, {}, {"ours": hits["ours"], "screening": {"enrichment_140_any gap": 0.0}}, {"random": 0}, "sevennet-0")
+    assert not {"x.sun.strict", "x.sun.over_random", "x.retro.over_screening"} & set(without)          # no ratio to nothing
+
+
+def test_runs_of_two_potentials_are_not_one_claim(monkeypatch):
+    runs = {m: [{"seed": 0, "config": {"potential": p}, "metrics": {"count_100_training": 1}}] for m, p in
+            (("ours", "sevennet-0"), ("random", "chgnet"), ("screening", "sevennet-0"))}
+    monkeypatch.setattr(sun, "stored", lambda *a, **k: runs)
+    monkeypatch.setattr(results, "write_run", lambda *a, **k: pytest.fail("written"))
+    with pytest.raises(ValueError, match="mix potentials: chgnet, sevennet-0"):
+        sun.figures()
 
 
 def test_stored_claims_follow_from_the_stored_runs():
