@@ -186,14 +186,17 @@ class Designer:
     are not proposed, nor are those in `known` (data.composition_key), unless novel=False.
     exclude, include, anions: element filters. tolerance: eV by which the predicted gap may miss the target, agreement: eV by which
     the models may differ about it (a standard deviation) and still count as sure.
-    symmetrize: put the decoded atoms on the ideal sites of a cube of the same volume.
+    symmetrize: put the decoded atoms on the ideal sites of a cube whose edge is the mean of the decoded a, b and c.
+    ValueError for models without a label of STABILITY.
     """
 
     def __init__(self, models, train, exclude=RADIOACTIVE, include=None, anions=ANIONS, tolerance=0.1, symmetrize=False,
                  known=frozenset(), novel=True, agreement=0.1):
         self.models, self.train, self.symmetrize, self.tolerance, self.agreement = models, train, symmetrize, tolerance, agreement
         self.labels, self.elements = list(models[0].cfg.labels), models[0].shape.elements
-        self.stability = next(l for l in STABILITY if l in self.labels)
+        self.stability = next((l for l in STABILITY if l in self.labels), None)
+        if self.stability is None:
+            raise ValueError(f"the models have the labels {', '.join(self.labels)}; a Designer ranks by one of {', '.join(STABILITY)}")
         self.sites = sites_of(self.elements, exclude, include, anions)
         self.known, self.constant = seen(train) | known if novel else frozenset(), CubicConstant(train)
         self._pool, self._embedded = {}, {}
@@ -211,7 +214,8 @@ class Designer:
         """All allowed neutral compositions (in the tolerance window or not) that training does not hold; made once."""
         if window not in self._pool:
             cells = ideal(enumerate_abx3(self.elements, self.sites), self.constant)
-            cells = cells.select(np.concatenate([obeyed(c.numbers, c.lattice, c.frac, window) for c in _blocks(cells)]))
+            blocks = (cells.select(slice(k, k + 4000)) for k in range(0, len(cells), 4000))
+            cells = cells.select(np.concatenate([obeyed(c.numbers, c.lattice, c.frac, window) for c in blocks]))
             self._pool[window] = self.judged(cells.select(self.fresh(cells.numbers)))
         return self._pool[window]
 
@@ -343,7 +347,3 @@ def report(tool, found, target):
         table["gap spread"], table["sure"] = found.spread[:, tool.labels.index(gap)], tool.sure(found, target)
     table["training cells"] = sightings(table.formula, tool.train)
     return table.round(3)
-
-
-def _blocks(crystals, size=4000):
-    return [crystals.select(slice(k, k + size)) for k in range(0, len(crystals), size)]

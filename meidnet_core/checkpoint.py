@@ -70,20 +70,21 @@ def fit(path, model, tensors):
         raise CheckpointError(f"{path}: weights do not fit the configuration or the data: {first}") from error
 
 
-def save_state(path, run, model, average, optimizer, epoch):
-    """Everything a resumed run needs, the random generators included."""
+def save_state(path, run, model, average, optimizer, epoch, finished=False):
+    """Everything a resumed run needs, the random generators included. finished: nothing is left to do, whatever cfg.epochs says."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {"rng": torch.get_rng_state()}
     if average is not None:
         tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     if torch.cuda.is_available():
         tensors["rng_cuda"] = torch.cuda.get_rng_state()
     tensors |= _optimizer_tensors(optimizer)
-    meta = {"config": model.cfg.to_dict(), "shape": asdict(model.shape), "epoch": epoch, "seconds": run.seconds, "history": run.history}
+    meta = {"config": model.cfg.to_dict(), "shape": asdict(model.shape), "epoch": epoch, "seconds": run.seconds, "history": run.history,
+            "finished": finished}
     write(path, tensors, meta)
 
 
 def load_state(path, run, model, average, optimizer):
-    """Restore what `save_state` wrote into the given objects; returns the epoch to go on with."""
+    """Restore what `save_state` wrote into the given objects; returns the epoch to go on with, cfg.epochs after a finished run."""
     tensors, meta = read(path)
     differing = [k for k, v in meta["config"].items() if model.cfg.to_dict().get(k) != v]
     if differing or "epoch" not in meta:
@@ -97,7 +98,7 @@ def load_state(path, run, model, average, optimizer):
     if "rng_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng_cuda"])
     run.history, run.seconds = meta["history"], meta["seconds"]
-    return meta["epoch"]
+    return model.cfg.epochs if meta.get("finished") else meta["epoch"]            # older files lack the flag
 
 
 def _part(tensors, prefix):

@@ -89,7 +89,12 @@ def terms(symbols):
 
 
 def _is_anion(e, fractions):
-    """The element is the most electronegative one, or a more electronegative one than every metal around it."""
+    """The electronegativity (Pauling) of the element lies at most 0.9 below the largest one of the crystal.
+
+    The rule that the stored corrections were fitted with, not a chemist's: a weaker anion beside one that is stronger by more is not
+    counted (S in NdFS, H in an oxyhydride), and such a crystal is off by its correction; S of a sulphate or N of a nitrate is counted.
+    ABX3 of two metals and one X is not affected: its X always counts.
+    """
     chi = crystal.electronegativities()
     return len(fractions) > 1 and chi[crystal.atomic_number(e)] >= max(chi[crystal.atomic_number(o)] for o in fractions) - 0.9
 
@@ -203,22 +208,32 @@ def competing(elements, limit=0.05):
 def self_diagram(elements, path, potential, limit=0.05, **options):
     """PhaseDiagram in total energies of one potential; phases (of `competing`) are relaxed once and kept in `path`.
 
-    Elements that MP-20 lacks come from the uncorrected DFT references. HullError when a phase has no energy.
+    Elements that MP-20 lacks come from the uncorrected DFT references. HullError naming the phases without an energy: a hull that
+    lacks them would lie too high.
     """
     from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
     from pymatgen.core import Composition
 
     from .relax import relax_all
     rows = relax_all(competing(elements, limit), path, potential, **options)["ideal"]
-    entries = [PDEntry(Composition("".join(r["symbols"])), r["energy_per_atom"] * len(r["symbols"]))
-               for r in rows if r["energy_per_atom"] is not None]
+    entries, failed = [], []
+    for r in rows:
+        composition = Composition("".join(r["symbols"]))
+        if r["energy_per_atom"] is None:
+            failed.append(f"{composition.reduced_formula} ({r['status']})")
+        else:
+            entries.append(PDEntry(composition, r["energy_per_atom"] * len(r["symbols"])))
+    if failed:
+        raise HullError(f"hull of {'-'.join(sorted(elements))}: no energy for {', '.join(failed)}")
     have = {e.composition.elements[0].symbol for e in entries if e.is_element}
     entries += [PDEntry(Composition(e), elemental_energies()[e]) for e in elements if e not in have]
     return PhaseDiagram(entries)
 
 
 def self_above(row, diagram):
-    """e_above_hull (eV/atom) of a relaxed row on a hull of the same potential."""
+    """e_above_hull (eV/atom) of a relaxed row on a hull of the same potential; NaN for a row without energy."""
+    if row["energy_per_atom"] is None:
+        return np.nan
     return above(diagram, list(row["symbols"]), row["energy_per_atom"])[0]
 
 
@@ -237,7 +252,8 @@ def api_above(row, key=None, client=None):
             raise HullError("the Materials Project hull needs a key: set MP_API_KEY (https://materialsproject.org/api)")
         from mp_api.client import MPRester
         client = MPRester(key)
-    entries = client.get_entries_in_chemsys(sorted(set(row["symbols"])))
+    scale = {"thermo_types": ["GGA_GGA+U"]}                           # the default mixes r2SCAN in
+    entries = client.get_entries_in_chemsys(sorted(set(row["symbols"])), additional_criteria=scale)
     mine = MaterialsProject2020Compatibility(check_potcar=False).process_entries([_as_entry(row)], verbose=False)
     if not mine:
         raise HullError(f"{''.join(row['symbols'])}: MP2020 corrections do not apply")

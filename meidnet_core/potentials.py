@@ -65,10 +65,18 @@ def get_calculator(name="auto", device="auto", checkpoint=None):
     except PotentialError:
         raise
     except Exception as error:                         # each package fails in its own way when weights or network are missing
-        folder = os.environ.get("MEIDNET_POTENTIALS")
-        where = f"local file {path}" if path else f"no local file ({FILES[chosen][1]} in MEIDNET_POTENTIALS={folder})"
-        raise PotentialError(f"{chosen}: {where}; {type(error).__name__}: {error}. Copy the checkpoint there, or choose one of "
-                             f"{', '.join(n for n in FILES if present(n))}, which need no download.") from error
+        others = ", ".join(n for n in FILES if n != chosen and present(n))
+        raise PotentialError(f"{chosen}: {_reason(chosen, path, error)}, or choose one of {others}, which need no download.") from error
+
+
+def _reason(name, path, error):
+    """What is missing and what helps."""
+    if isinstance(error, ImportError):
+        return f"the package {error.name or name} cannot be imported ({error}). Install it"
+    file = FILES[name][1]
+    place = f"({file} in MEIDNET_POTENTIALS={os.environ.get('MEIDNET_POTENTIALS')})"
+    where = f"local file {path}" if path else f"no local file {place}" if file else "the weights inside its package"
+    return f"{where}; {type(error).__name__}: {error}. {'Copy the checkpoint there' if path or file else 'Install the package again'}"
 
 
 def find_device(device):

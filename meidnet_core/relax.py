@@ -20,10 +20,14 @@ STARTS = ("ideal", "rattled")
 _state = {}                    # calculator of a worker process
 
 
-def key_of(cell, start, potential, fmax=FMAX, steps=STEPS):
-    """Name of one relaxation: equal questions are asked once. cell = (lattice (6,), symbols, frac (N, 3))."""
+def key_of(cell, start, potential, fmax=FMAX, steps=STEPS, checkpoint=None):
+    """Name of one relaxation: equal questions are asked once. cell = (lattice (6,), symbols, frac (N, 3)).
+
+    checkpoint: path of weights of one's own; they are known by it, so other weights need another path.
+    """
     lattice, symbols, frac = cell
-    text = json.dumps([start, potential, fmax, steps, list(symbols), np.round(lattice, 4).tolist(), np.round(frac, 5).tolist()])
+    what = [start, potential, fmax, steps, list(symbols), np.round(lattice, 4).tolist(), np.round(frac, 5).tolist()]
+    text = json.dumps(what + ([str(checkpoint)] if checkpoint else []))                # without one the names of old rows stay valid
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -40,16 +44,17 @@ class Exploded(RuntimeError):
 def relax(cell, calculator, start="ideal", fmax=FMAX, steps=STEPS, seed=0):
     """One relaxation -> dict: status, energy_per_atom (eV), steps, lattice, symbols, frac, volume (cubic angstrom per atom).
 
-    status: ok | not converged | exploded | failed: reason. Nothing is raised: a bad crystal is a row.
+    status: ok | not converged | exploded | failed: reason. A bad crystal is a row; raised is only what says nothing of the crystal:
+    a worker that is gone (WorkerError), memory or GPU that give up (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError).
     """
     from ase.filters import FrechetCellFilter
     from ase.optimize import FIRE, LBFGS
-    atoms = to_atoms(cell)
-    if start == "rattled":
-        atoms.rattle(RATTLE, seed=seed)
-    atoms.calc, volume, symbols = calculator, atoms.get_volume(), list(cell[1])
-    row = {"start": start, "symbols": symbols, "status": "not converged", "energy_per_atom": None, "steps": 0}
+    row = {"start": start, "symbols": list(cell[1]), "status": "not converged", "energy_per_atom": None, "steps": 0}
     try:
+        atoms = to_atoms(cell)
+        if start == "rattled":
+            atoms.rattle(RATTLE, seed=seed)
+        atoms.calc, volume = calculator, atoms.get_volume()
         optimizer = (LBFGS if start == "ideal" else FIRE)(FrechetCellFilter(atoms), logfile=None)
         optimizer.attach(lambda: _watch(atoms, volume))
         row["status"] = "ok" if optimizer.run(fmax=fmax, steps=steps) else "not converged"
@@ -57,9 +62,24 @@ def relax(cell, calculator, start="ideal", fmax=FMAX, steps=STEPS, seed=0):
     except Exploded as error:
         return row | {"status": f"exploded: {error}"}
     except Exception as error:                                       # potentials fail on odd cells, each in its own way
+        if _passing(error, calculator):
+            error.add_note(f"No row is stored for {''.join(row['symbols'])} ({start}): the same call asks it again, what is done is kept.")
+            raise
         return row | {"status": f"failed: {type(error).__name__}: {str(error)[:200]}"}
     return row | {"lattice": [round(float(v), 6) for v in atoms.cell.cellpar()], "volume": float(atoms.get_volume()) / len(atoms),
                   "frac": np.round(atoms.get_scaled_positions(), 6).tolist()}
+
+
+def _passing(error, calculator):
+    """The failure is of the machine, not of the crystal: as a row it would be kept for ever."""
+    import torch
+
+    from .worker import WorkerError
+    process = getattr(calculator, "process", None)                    # of a WorkerCalculator
+    if process is not None and (process.poll() is not None or isinstance(error.__cause__, OSError)):
+        return True
+    told = isinstance(error, WorkerError) and str(error).startswith(("MemoryError", "OutOfMemoryError"))
+    return told or isinstance(error, (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError))
 
 
 def _watch(atoms, volume):
@@ -76,7 +96,17 @@ def _start(potential, device, checkpoint):
     _state["calculator"] = get_calculator(potential, device, checkpoint)
 
 
+def _start_process(*what):
+    """_start in a process of a pool, which would not say why its initializer failed: the first job does."""
+    try:
+        _start(*what)
+    except Exception as error:
+        _state["error"] = error
+
+
 def _job(job):
+    if "error" in _state:
+        raise _state["error"]
     key, cell, start, fmax, steps = job
     return key, relax(cell, _state["calculator"], start, fmax, steps)
 
@@ -105,7 +135,7 @@ def relax_all(cells, path, potential="sevennet-0", starts=("ideal",), processes=
     from .potentials import pick
     potential, path = pick(potential), Path(path)
     device, batch = place(potential, device, batch)
-    keys = {s: [key_of(c, s, potential, fmax, steps) for c in cells] for s in starts}
+    keys = {s: [key_of(c, s, potential, fmax, steps, checkpoint) for c in cells] for s in starts}
     done = read_rows(path)
     jobs = {k: (k, c, s, fmax, steps) for s in starts for k, c in zip(keys[s], cells) if k not in done}
     if jobs:
@@ -154,14 +184,20 @@ def _batched(jobs, what, size):
 
 
 def _spread(jobs, what, processes):
-    """(key, row) as they finish: a kill loses only what runs."""
+    """(key, row) as they finish: a kill loses only what runs, a failure ends what has not begun."""
     from multiprocessing import get_context
-    with ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _start, what) as pool:
-        for future in as_completed([pool.submit(_job, job) for job in jobs]):
-            yield future.result()
+    with ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _start_process, what) as pool:
+        try:
+            for future in as_completed([pool.submit(_job, job) for job in jobs]):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _mend(path):
     """End the half line that a kill may have left, so that the next line is whole."""
-    if path.exists() and (text := path.read_bytes()) and not text.endswith(b"\n"):
-        path.write_bytes(text + b"\n")
+    if path.exists() and path.stat().st_size:
+        with open(path, "a+b") as file:                               # nothing is rewritten, so a kill here loses nothing
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")

@@ -166,7 +166,7 @@ def validation_table(runs):
 
 
 def above_own(rows, potential, **options):
-    """(M,) eV/atom of relaxed rows above hulls of the potential's own; NaN without an energy.
+    """(M,) eV/atom of relaxed rows above hulls of the potential's own; NaN without an energy or without that of a competing phase.
 
     Competing phases: ground states of MP-20, relaxed to OWN_FMAX, all of them in one call so that it is parallel.
     """
@@ -174,8 +174,14 @@ def above_own(rows, potential, **options):
     systems = {frozenset(r["symbols"]) for r in rows}
     phases = {id(c): c for s in systems for c in hull.competing(s, GROUND)}
     relax.relax_all(list(phases.values()), path, potential, **options)
-    diagrams = {s: hull.self_diagram(s, path, potential, GROUND, **options | {"progress": False}) for s in systems}
-    return np.array([np.nan if r["energy_per_atom"] is None else hull.self_above(r, diagrams[frozenset(r["symbols"])]) for r in rows])
+    diagrams = {}
+    for s in systems:
+        try:
+            diagrams[s] = hull.self_diagram(s, path, potential, GROUND, **options | {"progress": False})
+        except hull.HullError as error:
+            print(error)
+    known = [(r, diagrams.get(frozenset(r["symbols"]))) for r in rows]
+    return np.array([np.nan if d is None else hull.self_above(r, d) for r, d in known])
 
 
 # ---- the paper's materials ----------------------------------------------------------------------
@@ -186,48 +192,68 @@ def paper_cells():
     return formulas, candidates.cells_of(formulas)
 
 
+def _finite(metrics):
+    return {k: v for k, v in metrics.items() if np.isfinite(v)}
+
+
+def _failed(formulas, rows):
+    """{"KTaSe3 ideal": status} of relaxations without an energy; rows as of relax.relax_all."""
+    return {f"{f} {kind}": r["status"] for kind in rows for f, r in zip(formulas, rows[kind]) if r["energy_per_atom"] is None}
+
+
 def paper(potential, seed=0, **options):
     """Table S1 on the list hull, from the ideal and from a rattled cell; data/results/table-s1/<potential>.json.
 
-    Rows of paper.csv are answered by DEFAULT alone: a stand-in for eSEN-30M-OAM, named in the claim.
+    Rows of paper.csv are answered by DEFAULT alone: a stand-in for eSEN-30M-OAM, named in the claim. A relaxation that failed has
+    no metrics and no claim; the entry "failed" names it.
     """
     start, correction, (formulas, cells), m = time.time(), hull.corrections(potential), paper_cells(), {}
     rows = relax.relax_all(cells, hull.default_path(potential, "cells"), potential, relax.STARTS, **options)
     found = {kind: [hull.e_above_hull(r, correction) for r in rows[kind]] for kind in relax.STARTS}
     for kind in relax.STARTS:
         for formula, row, placed in zip(formulas, rows[kind], found[kind]):
-            m |= {f"{formula}_{kind}": 1000 * placed["e_above_hull"], f"{formula}_{kind}_a": float(np.cbrt(5 * row["volume"]))}
+            edge = float(np.cbrt(5 * row.get("volume", np.nan)))
+            m |= _finite({f"{formula}_{kind}": 1000 * placed["e_above_hull"], f"{formula}_{kind}_a": edge})
     known = set(results.read_reference()["id"]) if potential == DEFAULT else set()
     m["in_list"] = sum(hull.reduced(c[1]) in hull.listed() for c in cells)
     plain = {"ts1.rows": len(formulas), "ts1.in_mp": m["in_list"]}
     claims = {k: {"value": v, "split": "all"} for k, v in plain.items()} if known else {}
-    for f in formulas:
+    for f in (f for f in formulas if f"{f}_ideal" in m):
         value = {"value": m[f"{f}_ideal"], "split": f"cubic cell ({potential} for eSEN, list hull)"}
         claims |= {i: value for i in (f"ts1.{f.lower()}.ehull_esen", f"f3c.{f.lower()}.ehull_esen") if i in known}
     curve = {kind: [p["decomposition"] for p in found[kind]] for kind in relax.STARTS}
     return results.write_run("table-s1", potential, config={"potential": potential, "hull": "list"}, seed=seed, data_set="paper, Table S1",
-                             split="all 19", n=len(formulas), metrics=m, claims=claims, curve=curve, wall_time_s=time.time() - start)
+                             split="all 19", n=len(formulas), metrics=m, claims=claims, curve=curve, failed=_failed(formulas, rows),
+                             wall_time_s=time.time() - start)
 
 
 def own_hull(potential, seed=0, formulas=("KTaSe3", "BaHfSe3", "LaScSe3", "YbScSe3"), **options):
-    """Figure 3c on a hull of the potential's own: competing phases of MP-20 relaxed with it; data/results/hull-self/<potential>.json."""
+    """Figure 3c on a hull of the potential's own: competing phases of MP-20 relaxed with it; data/results/hull-self/<potential>.json.
+
+    What failed, a relaxation or a whole hull, has no metrics; the entry "failed" names it.
+    """
     start, (names, cells), m = time.time(), paper_cells(), {}
     cells = [cells[names.index(f)] for f in formulas]
     rows = relax.relax_all(cells, hull.default_path(potential, "cells"), potential, relax.STARTS, **options)
+    failed = _failed(formulas, rows)
     for i, formula in enumerate(formulas):
-        diagram = hull.self_diagram(set(cells[i][1]), hull.default_path(potential, "phases"), potential, **options)
-        m |= {f"{formula}_{kind}": 1000 * hull.self_above(rows[kind][i], diagram) for kind in relax.STARTS}
+        try:
+            diagram = hull.self_diagram(set(cells[i][1]), hull.default_path(potential, "phases"), potential, **options)
+        except hull.HullError as error:
+            failed[formula] = str(error)
+            continue
+        m |= _finite({f"{formula}_{kind}": 1000 * hull.self_above(rows[kind][i], diagram) for kind in relax.STARTS})
         m[f"{formula}_phases"] = len(diagram.all_entries)
     return results.write_run("hull-self", potential, config={"potential": potential, "hull": "self"}, seed=seed, data_set="mp_20",
-                             split="all", n=len(formulas), metrics=m, claims={}, wall_time_s=time.time() - start)
+                             split="all", n=len(formulas), metrics=m, claims={}, failed=failed, wall_time_s=time.time() - start)
 
 
 def paper_crystals(potential=DEFAULT):
     """CrystalSet of the cubic cells of Table S1 at the lattice constants of `paper`, ids their formulas; its label is what the potential
-    said of them: energy above the list hull (eV/atom), NaN where it failed."""
+    said of them: energy above the list hull (eV/atom), NaN where it failed (the lattice constant is then the estimate it began with)."""
     from . import dft
     formulas, m = list(results.read_table_s1().formula), results.read_run("table-s1", potential)["metrics"]
-    cells = [dft.cubic_start(f, potential) for f in formulas]
+    cells = [dft.cubic_start(f, potential) if f"{f}_ideal_a" in m else candidates.cells_of([f])[0] for f in formulas]
     numbers = np.array([[crystal.atomic_number(e) for e in c[1]] for c in cells], np.int16)
     labels = np.array([[m.get(f"{f}_ideal", np.nan) / 1000] for f in formulas])
     return oqmd.cells("table_s1", "all", formulas, numbers, [c[0][0] for c in cells], labels, tuple(oqmd.OWN_LABEL))

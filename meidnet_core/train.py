@@ -112,7 +112,8 @@ def train(cfg, tensors, elements, checkpoint=None, every=10, device="auto", on_e
 
     tensors: data.to_tensors of the training split. checkpoint: path of a .safetensors file, written
     every `every` epochs and at the end. on_epoch(model, epoch, record) may add to the record and
-    return True to stop early. stop_after: leave after that many epochs as a kill would (finished=False).
+    return True to stop early: the run is finished then, a later call returns it as it is.
+    stop_after: leave after that many epochs as a kill would (finished=False).
     objective(model, batch, alpha) -> (loss, terms): what is minimised (constraints.py adds terms).
     features: descriptors of the elements (ions.descriptors), for cfg.descriptors.
     compiled: torch.compile the step (needs a C++ compiler; on a CPU it costs 40 s and gains nothing, see lab notes).
@@ -135,9 +136,9 @@ def train(cfg, tensors, elements, checkpoint=None, every=10, device="auto", on_e
             raise Diverged(f"loss became {record['loss']} in epoch {epoch} (seed {cfg.seed}); lower lr = {cfg.lr} or set clip", run)
         run.history.append(record | {"seconds": run.seconds})
         stop = on_epoch and on_epoch(average or model, epoch, run.history[-1])
-        if checkpoint and ((epoch + 1) % every == 0 or epoch + 1 == cfg.epochs or stop):
-            save_state(checkpoint, run, model, average, optimizer, epoch + 1)
         run.finished = bool(stop) or epoch + 1 == cfg.epochs
+        if checkpoint and ((epoch + 1) % every == 0 or epoch + 1 == cfg.epochs or stop):
+            save_state(checkpoint, run, model, average, optimizer, epoch + 1, run.finished)
         if stop or (stop_after and epoch + 1 >= stop_after):
             break
     run.model = (average or model).eval()

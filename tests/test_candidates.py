@@ -167,6 +167,21 @@ def test_decoded_geometry_or_the_ideal_cube(tool, train):
     assert len(a.mean) == 0 or not (a.crystals.frac == crystal.PEROVSKITE).all()
 
 
+def test_the_cube_has_the_mean_of_the_decoded_edges(tool, train, monkeypatch):
+    edges = np.array([4.0, 5.0, 6.3, 90, 90, 90])
+    monkeypatch.setattr(design, "geometry", lambda model, cells: (np.tile(edges, (len(cells), 1)), cells.frac))
+    cells = tool.decoded(tool.moved({"pbe_gap": 1.0}, 64, 4)).crystals
+    assert len(cells) and cells.lattice[:, 0] == pytest.approx(edges[:3].mean())
+
+
+def test_a_model_without_a_stability_is_refused(tool, train):
+    cfg = EXTENDED.with_(width=16, edge_width=8, latent=16, blocks=1, labels=("dir_gap", "heat_all"))
+    tensors = data.to_tensors(train, ELEMENTS, cfg.labels)
+    model = MEIDNet(cfg, shape_of(tensors, ELEMENTS, cfg, ions.descriptors(ELEMENTS))).eval()
+    with pytest.raises(ValueError, match="labels dir_gap, heat_all; a Designer ranks by one of own_stability, stability"):
+        Designer([model], train)
+
+
 def test_bad_requests(tool):
     with pytest.raises(ValueError, match="method 'magic': expected one of ours"):
         tool.propose("magic", {"pbe_gap": 1.0}, 3)

@@ -8,6 +8,7 @@ import torch
 
 from meidnet_core import checkpoint
 from meidnet_core.checkpoint import CheckpointError, load_model, save_model
+from meidnet_core.train import Run, make_optimizer
 
 
 @pytest.fixture
@@ -153,6 +154,18 @@ def test_a_failed_write_leaves_the_old_checkpoint(saved, monkeypatch):
         save_model(path.with_name("new.safetensors"), model)
     assert not path.with_name("new.safetensors").exists()
     assert torch.equal(load_model(path)[0](tensors)["z"], model(tensors)["z"])
+
+
+def test_a_state_without_the_flag_goes_on_where_it_was(config, perovskites, tensors_of, model_of, tmp_path):
+    cfg, path = config("improved", epochs=9), tmp_path / "state.safetensors"
+    model = model_of(cfg, tensors_of(perovskites(6), cfg))
+    run, optimizer = Run(model), make_optimizer(model, cfg)
+    for finished, first in ((False, 4), (True, 9)):
+        checkpoint.save_state(path, run, model, None, optimizer, 4, finished)
+        assert checkpoint.load_state(path, run, model, None, optimizer) == first
+    tensors, meta = checkpoint.read(path)
+    checkpoint.write(path, tensors, {k: v for k, v in meta.items() if k != "finished"})
+    assert checkpoint.load_state(path, run, model, None, optimizer) == 4, "as files were written before"
 
 
 def test_nothing_is_pickled(saved):

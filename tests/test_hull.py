@@ -75,6 +75,13 @@ def test_terms_know_oxides_and_plus_u():
     assert not hull.terms(["Fe", "Ni"]).any() and at(["S", "O", "O"])["O"] > 0
 
 
+def test_what_counts_as_an_anion():
+    at = lambda symbols: dict(zip(hull.TERMS, hull.terms(symbols)))
+    assert at(["Nd", "F", "S"])["F"] > 0 == at(["Nd", "F", "S"])["S"], "a known limit: S lies more than 0.9 below F"
+    assert at(["Ba", "Ti", "O", "O", "H"])["H"] == 0 < at(["Li", "H"])["H"] and at(["Ba", "S", "O", "O", "O", "O"])["S"] > 0
+    assert all(at(["Au", "W", x, x, x])[x] == pytest.approx(0.6) for x in hull.CORRECTED), "one X always counts"
+
+
 def test_fit_recovers_corrections_despite_outliers():
     rng, symbols = np.random.default_rng(0), []
     for _ in range(300):
@@ -115,6 +122,17 @@ def test_hull_of_the_potentials_own(table, tmp_path, monkeypatch):
     assert one == pytest.approx(got) and np.isnan(none)
 
 
+def test_a_hull_without_one_of_its_phases_is_refused(table, tmp_path, monkeypatch, capsys):
+    phases = [{"symbols": ["Li"], "energy_per_atom": -2.0, "status": "ok"},
+              {"symbols": ["Li", "Li", "O"], "energy_per_atom": None, "status": "exploded: volume x 9"}]
+    monkeypatch.setattr(hull, "competing", lambda *a: [])
+    monkeypatch.setattr(relax, "relax_all", lambda *a, **o: {"ideal": phases})
+    with pytest.raises(HullError, match=r"hull of Li-O: no energy for Li2O \(exploded: volume x 9\)"):
+        hull.self_diagram({"Li", "O"}, tmp_path / "x.jsonl", "sevennet-0")
+    assert np.isnan(stability.above_own([{"symbols": ["Li", "O"], "energy_per_atom": -4.5}], "sevennet-0")).all()
+    assert "Li2O" in capsys.readouterr().out
+
+
 def test_api_needs_a_key_and_corrects_the_candidate(monkeypatch):
     monkeypatch.delenv("MP_API_KEY", raising=False)
     candidate = {"symbols": ["Li", "Li", "O"], "energy_per_atom": -4.5, "lattice": [4.0, 4.0, 4.0, 90, 90, 90],
@@ -124,8 +142,8 @@ def test_api_needs_a_key_and_corrects_the_candidate(monkeypatch):
     from pymatgen.entries.computed_entries import ComputedEntry
 
     class Client:
-        def get_entries_in_chemsys(self, elements):
-            assert elements == ["Li", "O"]
+        def get_entries_in_chemsys(self, elements, additional_criteria=None):
+            assert elements == ["Li", "O"] and additional_criteria == {"thermo_types": ["GGA_GGA+U"]}, "the default mixes r2SCAN in"
             return [ComputedEntry("Li", -1.9), ComputedEntry("O", -4.9), ComputedEntry("Li2O", 3 * -4.8)]
 
     oxide = -0.687 / 3                                               # MP2020: oxide, per O

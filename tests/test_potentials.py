@@ -52,6 +52,21 @@ def test_a_damaged_checkpoint_is_named(monkeypatch, tmp_path):
         potentials.get_calculator("mace-mpa-0", "cpu")
 
 
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "chgnet.model", None)           # as if it were not installed
+    with pytest.raises(PotentialError, match="chgnet: the package chgnet.model cannot be imported") as error:
+        potentials.get_calculator("chgnet", "cpu")
+    assert "local file" not in str(error.value) and "choose one of sevennet-l3i5, sevennet-0, which" in str(error.value)
+
+
+def test_weights_of_a_package_are_no_local_file(monkeypatch):
+    def broken(name, device, path):
+        raise RuntimeError("truncated")
+    monkeypatch.setattr(potentials, "_chgnet", broken)
+    with pytest.raises(PotentialError, match="inside its package; RuntimeError: truncated. Install the package again, or choose"):
+        potentials.get_calculator("chgnet", "cpu")
+
+
 def test_worker_agrees_with_the_calculator_it_hosts():
     from ase.calculators.emt import EMT
     here, there = bulk("Cu").repeat(2), bulk("Cu").repeat(2)

@@ -176,6 +176,13 @@ def test_on_epoch_can_add_to_the_record_and_stop(config, tensors, train, tmp_pat
     assert json.loads(path.with_suffix(".json").read_text())["epoch"] == 2
 
 
+def test_a_run_that_stopped_early_is_not_trained_on(config, tensors, train, tmp_path):
+    path, cfg = tmp_path / "run.safetensors", config("improved", epochs=9)
+    first = train(cfg, tensors, on_epoch=lambda model, epoch, record: epoch == 1, checkpoint=path, every=5)
+    again = train(cfg, tensors, on_epoch=lambda *a: pytest.fail("trained on"), checkpoint=path)
+    assert again.finished and len(again.history) == 2 and same_weights(first, again) and not again.model.training
+
+
 def test_no_temporary_files_are_left(config, tensors, train, tmp_path):
     train(config(epochs=3), tensors, checkpoint=tmp_path / "run.safetensors", every=1)
     names = sorted(p.name for p in tmp_path.iterdir())

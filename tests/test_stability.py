@@ -1,0 +1,69 @@
+"""The paper's materials on a hull: a relaxation that failed costs its own row alone and is named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from meidnet_core import hull, relax, results, stability
+from meidnet_core.hull import HullError
+
+FORMULAS = ["KTaSe3", "BaHfSe3", "LaScSe3"]
+CELLS = [(np.array([5.0] * 3 + [90.0] * 3), [*hull.sites_in(f), "Se", "Se"], np.zeros((5, 3))) for f in FORMULAS]
+
+
+def good(symbols):
+    return {"symbols": symbols, "status": "ok", "energy_per_atom": -5.0, "volume": 25.0}
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """BaHfSe3 failed from the ideal start; what write_run is given, as of json."""
+    bad = {"symbols": CELLS[1][1], "status": "exploded: volume x 9", "energy_per_atom": None}
+    rows = {"ideal": [good(CELLS[0][1]), bad, good(CELLS[2][1])], "rattled": [good(c[1]) for c in CELLS]}
+    monkeypatch.setattr(stability, "paper_cells", lambda: (FORMULAS, CELLS))
+    monkeypatch.setattr(relax, "relax_all", lambda *a, **o: rows)
+    monkeypatch.setattr(hull, "corrections", lambda potential: None)
+    monkeypatch.setattr(hull, "above", lambda diagram, symbols, energy: (0.1, "somewhere"))
+    monkeypatch.setattr(hull, "formation_energy", lambda *a: -1.0)
+    monkeypatch.setattr(hull, "list_diagram", lambda *a: None)
+    monkeypatch.setattr(results, "write_run", lambda *a, **o: o)
+    return monkeypatch
+
+
+def test_table_s1_keeps_its_other_rows_when_one_fails(written):
+    run = stability.paper("sevennet-0")
+    m = run["metrics"]
+    assert m["KTaSe3_ideal"] == pytest.approx(100) and m["KTaSe3_ideal_a"] == pytest.approx(5.0) and "BaHfSe3_rattled" in m
+    assert "BaHfSe3_ideal" not in m and "BaHfSe3_ideal_a" not in m and np.isfinite(list(m.values())).all()
+    assert run["failed"] == {"BaHfSe3 ideal": "exploded: volume x 9"} and run["curve"]["ideal"][1] == "exploded: volume x 9"
+    assert "f3c.ktase3.ehull_esen" in run["claims"] and "f3c.bahfse3.ehull_esen" not in run["claims"]
+
+
+def test_a_hull_of_its_own_keeps_its_other_rows_when_one_fails(written):
+    class Diagram:
+        all_entries = range(7)
+
+    def diagram(elements, *a, **o):
+        if "La" in elements:
+            raise HullError("hull of La-Sc-Se: no energy for La2Se3 (exploded)")
+        return Diagram
+
+    written.setattr(hull, "self_diagram", diagram)
+    run = stability.own_hull("sevennet-0", formulas=FORMULAS)
+    assert set(run["metrics"]) == {"KTaSe3_ideal", "KTaSe3_rattled", "KTaSe3_phases", "BaHfSe3_rattled", "BaHfSe3_phases"}
+    assert run["failed"] == {"BaHfSe3 ideal": "exploded: volume x 9", "LaScSe3": "hull of La-Sc-Se: no energy for La2Se3 (exploded)"}
+
+
+def test_materials_that_failed_have_no_label(monkeypatch, tmp_path):
+    m = results.read_run("table-s1", "sevennet-0")["metrics"]
+    m = {k: v for k, v in m.items() if not k.startswith("KTaSe3_ideal")}
+    whole = stability.paper_crystals()
+    (tmp_path / "table-s1").mkdir()
+    (tmp_path / "table-s1" / "sevennet-0.json").write_text(json.dumps({"metrics": m}))
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "read_run", lambda *a: {"metrics": m})
+    crystals = stability.paper_crystals()
+    i = crystals.ids.index("KTaSe3")
+    assert np.isnan(crystals.labels[i]).all() and np.isnan(crystals.labels).sum() == 1
+    assert crystals.lattice[i] == pytest.approx(whole.lattice[i], rel=0.05) and crystals.lattice[i, 0] != whole.lattice[i, 0]
