@@ -69,14 +69,14 @@ def setup_folder():
     return cache_dir() / "gpaw-setups"
 
 
-def setups_for(symbols, xc, frozen=True):
+def setups_for(symbols, xc):
     """{symbol: tag} of setups that are not the default; DFTError naming the elements for which there is no setup at all."""
     if not available():
         raise DFTError("GPAW is not installed here: run `make dft` (needs Debian's libxc, OpenBLAS, FFTW and Open MPI)")
     folder, tags = Path(_standard_setups()[0]), {}
     have = lambda e: any((folder / f"{e}.{xc}{end}").exists() for end in ("", ".gz"))
     for e in sorted(set(symbols)):
-        if frozen and xc == "PBE" and e in CORE_4F:
+        if xc == "PBE" and e in CORE_4F:
             tags[e] = frozen_4f(e, CORE_4F[e])
         elif not have(e):
             raise DFTError(f"no {xc} setup for {e}: gpaw-data has none")

@@ -122,10 +122,9 @@ def to_tensors(crystals, elements, sites, columns):
 
 
 class Layout:
-    """Where things stand in a (rows, columns + 59) representation, and its min-max scaling (the limits of every row).
-
-    Rows: elements, 2 lattice (lengths, angles), sites coordinates, sites occupancies, 1 distance of the k point, element
-    properties, zeros up to a multiple of 4. Real space fills the first `columns`, reciprocal space the other 59.
+    """Where things stand in a (rows, columns + 59) representation, and its min-max scaling (the limits of every row). Rows:
+    elements, 2 lattice (lengths, angles), sites coordinates, sites occupancies, 1 distance of the k point, element properties, zeros
+    up to a multiple of 4. Real space fills the first `columns`, reciprocal space the other 59.
     """
 
     def __init__(self, elements, sites, columns):

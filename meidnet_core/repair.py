@@ -94,6 +94,8 @@ def examine(cell, calculator, polish=True):
         if polish and row["lowest"] < phonons.SOFT <= exact:
             row |= {"lowest_outside": round(phonons.lowest(ph, outside=True), 4), "elastic": round(phonons.elastic(cell, calculator), 2)}
         return row | {"modes": _modes(ph, KEPT if polish else None), "spacegroup": phonons.spacegroup(cell, row["symprec"])}
+    except MemoryError:                                                      # says nothing of the crystal: no row
+        raise
     except Exception as error:                                               # potentials and symmetry searches fail on odd cells
         return row | {"status": f"failed: {type(error).__name__}: {str(error)[:200]}"}
 

@@ -211,7 +211,6 @@ def test_lanthanides_get_the_4f_core_of_the_cache(monkeypatch, tmp_path):
     (dft.setup_folder() / "Yb.3p.PBE").write_text("there")
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("made again"))
     assert dft.setups_for(["Yb", "Sc", "Se"], "PBE") == {"Yb": "3p"}
-    assert dft.setups_for(["Yb", "Sc", "Se"], "PBE", frozen=False) == {}
 
 
 @needs_gpaw
