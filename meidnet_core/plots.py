@@ -106,12 +106,13 @@ def parity(true, predicted, labels, titles, paper_r2=None):
 
 
 def alignment_histogram(cosine, l2d, paper=(0.97, 0.24), rerun=(0.919, None)):
-    """Cosine similarity and L2 distance of paired embeddings, per crystal, with the paper's mean drawn in."""
+    """Cosine similarity and L2 distance of paired embeddings, per crystal, with the paper's mean on Perov-5 (None: not drawn)."""
     fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.3))
     for ax, values, reference, other, name in zip(axes, (cosine, l2d), paper, rerun, ("cosine similarity", "L2 distance")):
         ax.hist(values, 60, color=SKY)
         ax.axvline(values.mean(), color=BLUE, lw=2, label=f"mean {values.mean():.3f}")
-        ax.axvline(reference, color=BLACK, lw=2, ls="--", label=f"paper {reference} (split unstated)")
+        if reference:
+            ax.axvline(reference, color=BLACK, lw=2, ls="--", label=f"paper {reference} (split unstated)")
         if other:
             ax.axvline(other, color=RED, lw=1.5, ls=":", label=f"authors' re-run, held out {other}")
         ax.set(xlabel=f"{name} of $y_c$ and $y_p$", ylabel="test crystals")
