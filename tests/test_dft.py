@@ -366,7 +366,8 @@ def test_a_calculation_out_of_time_is_a_row_and_goes_on(no_setups, monkeypatch):
 
     def slow(job, folder, ranks, timeout):
         calls.append(timeout)
-        steps_in(folder, **({"scf": MESH | {"lattice": SILICON[0]}} if len(calls) == 1 else {"bands": LINE, "dos": {"energies": [0.0], "total": [[1.0]]}}))
+        dos = {"energies": [0.0], "total": [[1.0]]}
+        steps_in(folder, **({"scf": MESH | {"lattice": SILICON[0]}} if len(calls) == 1 else {"bands": LINE, "dos": dos}))
         (folder / "scf.gpw").touch()
         if len(calls) == 1:
             raise subprocess.TimeoutExpired("mpirun", timeout)
