@@ -132,7 +132,11 @@ def joined_labels(distance, names):
 
 
 def prepare(cell, settings, kind="pbe", moments=True, setups=None):
-    """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}. An atom with 4f in the core starts without a moment."""
+    """The job of gpaw_job.run for a cell; `setups` overrides {symbol: tag}. moments: start from MOMENTS (an atom with 4f in the core
+    from none), from these (N,) Bohr magnetons (not along a path, where sites may change), or, False, without spin."""
+    given = None if isinstance(moments, bool) else [float(m) for m in moments]
+    if given and ("bands" in STEPS[kind] or len(given) != len(cell[1])):
+        raise DFTError(f"{len(given)} moments for {len(cell[1])} sites of a {kind}: one a site, and no bands")
     along = settings.path_points and "bands" in STEPS[kind]
     cell, path = band_path(cell, settings.path_points) if along else (cell, None)
     follows = kind in ("polymorph", "waves", "phase") or (kind in ("pbe", "static") and len(cell[1]) != 5)     # 5: what they are for
@@ -140,6 +144,7 @@ def prepare(cell, settings, kind="pbe", moments=True, setups=None):
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
     tags = setups_for(cell[1], xc) | {e: t for e, t in (setups or {}).items() if e in cell[1]}
     magmoms = [0.0 if (e, tags.get(e)) in FROZEN_4F else MOMENTS.get(e, 0.0) for e in cell[1]] if moments else []
+    magmoms = given or magmoms
     return {"cell": [np.asarray(cell[0]).tolist(), list(cell[1]), np.asarray(cell[2]).tolist()], "settings": asdict(settings), "xc": xc,
             "path": path, "steps": STEPS[kind], "magmoms": magmoms if any(magmoms) else [],
             "setups": tags, **({"basis": BASIS} if "basis" in STEPS[kind] else {})}
