@@ -234,6 +234,15 @@ def test_moments_follow_the_atoms_into_the_primitive_cell(no_setups):
     assert job["xc"] == "PBE" and dft.prepare(PEROVSKITE, LEAST, "gllbsc")["xc"] == "GLLBSC"
 
 
+def test_moments_of_single_sites(no_setups):
+    assert dft.prepare(SILICON, LEAST, "static", moments=(2, -2))["magmoms"] == [2.0, -2.0]
+    assert dft.prepare(SILICON, LEAST, "static", moments=(0, 0))["magmoms"] == []
+    with pytest.raises(dft.DFTError, match="3 moments for 2 sites"):
+        dft.prepare(SILICON, LEAST, "static", moments=(1, 2, 3))
+    with pytest.raises(dft.DFTError, match="no bands"):                                      # seekpath may order the sites anew
+        dft.prepare(SILICON, LEAST, moments=(2, -2))
+
+
 @needs_seekpath
 def test_meshes_have_the_density_of_the_cubic_cell(no_setups):
     settings = replace(LEAST, kpts=(6, 6, 6), dos_kpts=(8, 8, 8))

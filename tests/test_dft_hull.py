@@ -183,3 +183,13 @@ def test_a_phase_that_fits_no_relative_is_named(phases, monkeypatch, tmp_path):
     with pytest.raises(hull.HullError, match="SrTe2: none of HfSe2 relaxes with sevennet-0"):
         dft_hull.substitute("SrTe2")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cobalt_spinel_starts_antiferromagnetic_on_its_tetrahedra():
+    pymatgen = pytest.importorskip("pymatgen.core")
+    spinel = pymatgen.Structure.from_spacegroup("Fd-3m:2", pymatgen.Lattice.cubic(8.08), ["Co", "Co", "O"],
+                                                [[1 / 8, 1 / 8, 1 / 8], [1 / 2, 1 / 2, 1 / 2], [0.2633] * 3]).get_primitive_structure()
+    cell = [*spinel.lattice.abc, *spinel.lattice.angles], [e.symbol for e in spinel.species], spinel.frac_coords
+    moments = dft_hull.spinel_moments(cell)
+    assert len(moments) == 14 and sorted(moments) == [-3.0] + [0.0] * 12 + [3.0]
+    assert {e for e, m in zip(cell[1], moments) if m} == {"Co"}
