@@ -299,8 +299,8 @@ def _best_dimension(groups, base, tag):
     for text, dims in (("paper", PAPER_DIMENSIONS), ("all", DIMENSIONS)):                 # exact: SM on the whole test split
         top, p, ties = best({d: values(groups[str(d)], "exact_composition") for d in dims if str(d) in groups})
         m |= {f"best_of_{text}": top, f"p_runner_up_{text}": p, f"ties_{text}": ties, f"significant_{text}": int(not ties)}
-    ties = best({d: values(groups[str(d)], "exact_composition") for d in PAPER_DIMENSIONS})[2]
-    split = f"test, level with {', '.join(map(str, sorted(ties)))}" if ties else "test"
+    level = ", ".join(map(str, sorted(m["ties_paper"])))
+    split = f"test, level with {level}" if level else "test"
     _compared(f"latent-{tag}best", "summary", base, {"s1.best_dim": m["best_of_paper"]}, m, None, split,
               groups["128"][0]["n"], dimensions=list(PAPER_DIMENSIONS), seeds=len(groups["128"]))
 
