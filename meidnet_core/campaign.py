@@ -19,7 +19,7 @@ import torch
 
 from . import experiments, losses, metrics, results
 from .config import IMPROVED, PAPER, PRESETS, Config
-from .seeds import best, curves, epochs_to, largest_gain, values
+from .seeds import best, curves, epochs_to, largest_gain, paired, values
 from .train import Diverged, train
 
 # About 75 s a run on one CPU thread, in place of the 500 (Figure S1) and 200 (Figure 2a) epochs of the paper. Without the
@@ -142,6 +142,14 @@ def trained(cfg, splits, cells=None, checkpoint=None, progress=False, device="au
     on_epoch = lambda model, epoch, record: record.update({f"val_{k}": v for k, v in proxies(model, val).items()})
     tensors = splits.tensors["train"] if cells is None else subset(splits.tensors["train"], cells)
     return train(cfg, tensors, splits.elements, checkpoint=checkpoint, every=5, device=device, on_epoch=on_epoch, progress=progress)
+
+
+def repeated(name, variant, seed, splits):
+    """(trained here, stored): exact on val (%) after the last epoch of a stored run of the sweep; seeds beyond them go round."""
+    seed %= SEEDS[name]
+    entry = next(e for e in table(name, SWEEP) if e.variant == variant and e.cfg.seed == seed)
+    before = curves([r for r in stored(name, SWEEP, partial=True)[variant] if r["seed"] == seed])[0, -1]
+    return trained(entry.cfg, splits, device="cpu").history[-1]["val_exact"], before
 
 
 def run_files(diverged=False):
@@ -285,12 +293,6 @@ def hand_over(name, base, groups):
 def _compared(name, run, base, claims, m, seed, split, n, **config):
     results.write_run(name, run, config={"base": base.with_(seed=0).to_dict(), **config}, seed=seed, data_set=base.dataset, split=split,
                       n=n, metrics=m, claims={k: labelled(v, split, base) for k, v in claims.items()}, wall_time_s=0.0)
-
-
-def paired(groups, variants):
-    """[one run of each variant] for every seed that all of them have: one that diverged leaves its seed out."""
-    runs = [{r["seed"]: r for r in groups[v]} for v in variants]
-    return [[r[seed] for r in runs] for seed in sorted(set.intersection(*map(set, runs)))]
 
 
 def _best_dimension(groups, base, tag):

@@ -22,7 +22,6 @@ from .gpaw_job import read
 from .results import ROOT, _write_atomic
 
 CUBE = 5.2                     # angstrom, cubic cell for which the meshes of the profiles are meant
-SYMPREC = 0.01                 # angstrom, of the path: relaxed cells are kept with six digits and symmetric to some thousandths
 WORK = ROOT / "runs" / "dft"
 
 
@@ -108,11 +107,11 @@ def band_path(cell, points):
     from ase.data import chemical_symbols
     from ase.geometry import cell_to_cellpar
 
-    from .relax import to_atoms
+    from .relax import SYMMETRY, to_atoms
     atoms = to_atoms(cell)
     entry = (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers)
-    length = seekpath.get_explicit_k_path(entry, reference_distance=0.1, symprec=SYMPREC)["explicit_kpoints_linearcoord"][-1]
-    found = seekpath.get_explicit_k_path(entry, reference_distance=length / max(points, 2), symprec=SYMPREC)
+    length = seekpath.get_explicit_k_path(entry, reference_distance=0.1, symprec=SYMMETRY)["explicit_kpoints_linearcoord"][-1]
+    found = seekpath.get_explicit_k_path(entry, reference_distance=length / max(points, 2), symprec=SYMMETRY)
     primitive = (cell_to_cellpar(found["primitive_lattice"]), [chemical_symbols[z] for z in found["primitive_types"]],
                  np.asarray(found["primitive_positions"]))
     distance = found["explicit_kpoints_linearcoord"]
@@ -143,8 +142,8 @@ def prepare(cell, settings, kind="pbe", moments=True, setups=None):
     settings = for_cell(settings, cell[0]) if follows else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
     tags = setups_for(cell[1], xc) | {e: t for e, t in (setups or {}).items() if e in cell[1]}
-    magmoms = [0.0 if (e, tags.get(e)) in FROZEN_4F else MOMENTS.get(e, 0.0) for e in cell[1]] if moments else []
-    magmoms = given or magmoms
+    usual = lambda e: 0.0 if (e, tags.get(e)) in FROZEN_4F else MOMENTS.get(e, 0.0)
+    magmoms = given or ([usual(e) for e in cell[1]] if moments is True else [])
     return {"cell": [np.asarray(cell[0]).tolist(), list(cell[1]), np.asarray(cell[2]).tolist()], "settings": asdict(settings), "xc": xc,
             "path": path, "steps": STEPS[kind], "magmoms": magmoms if any(magmoms) else [],
             "setups": tags, **({"basis": BASIS} if "basis" in STEPS[kind] else {})}

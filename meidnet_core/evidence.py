@@ -222,8 +222,8 @@ def gap_claims(found, where, theory):
                   f"f4.{low}.indirect": int(not g["metal"] and not direct)}
         if where == "after":
             values = {f"ts2.{low}.gap": answer(f, r, where), f"f5.{low}.direct": int(direct)}
-        whole = r.get("bands") and "basis" not in r                          # plane waves along the path as well: one gap of both
-        split = theory.replace("on the mesh", "on mesh and path") if whole else theory
+        waves = r.get("bands") and "basis" not in r                          # along the path as well: one gap of both
+        split = theory.replace("on the mesh", "on mesh and path") if waves else theory
         claims |= {k: {"value": v, "split": split} for k, v in values.items() if k in known}
         more = ("window",) if where == "after" and f in SHIFTED else ()
         metrics |= {f"{f}_{k}": float(g[k]) for k in ("indirect", "direct", "overlap", "metal", *more)}
@@ -301,7 +301,8 @@ def stored_places(potential=POTENTIAL):
 
 
 def hull_symbols(formula):
-    return [*hull.sites_in(formula), *2 * hull.sites_in(formula)[2:]]
+    a, b, x = hull.sites_in(formula)
+    return [a, b, x, x, x]
 
 
 def write_repair(potential=POTENTIAL, seed=0):

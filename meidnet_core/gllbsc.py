@@ -40,7 +40,7 @@ EARLIER = set("""
     ScBOFN MgAlO2F AsNbON2 BePbO3 ScNaO2S SrSiOFN GeAlO2F ScGeO2N MgGeO3 ScAlO2S GeTiOFN CaBO2F ZrTiON2
     NaNbO2S SiInO2F ScBO3 BeSiO2S BeBO2F SiSiO2S KTiO2F SiZrO3 CuSiO2F ZrMgO3 BaBO2F
     """.split())              # of the validation: calculated before the setups of NIOBATES were chosen, which concern none of them
-DEVELOPMENT = {*STUDY, "PbSiO3", "TiGeON2", "YAlO3", "BiGaO3", "CsNbO3", "TiTiON2", "NaNbO3", "PdWON2", "ZrSnON2", "InTaO3", "TiMgO3",
+DEVELOPMENT = {*STUDY, "PbSiO3", "TiGeON2", "YAlO3", "BiGaO3", "CsNbO3", "TiTiON2", "NaNbO3", "PdWON2", "ZrSnON2", "TiMgO3",
                "BeSiOFN", "AlZnN3", "AlLiO2S", "MgSiOFN", "MgSiO3", "CaZrO3", "BaTaO2N", "KSbO3",
                "CuTaO3", "AgVO3", "InNbO3", *LATE_OXIDES, *OLD_SETUPS, *NIOBATES, *SEEN}
 MESHES = {"5 with Γ": FIRST, "10 without Γ": SECOND}
@@ -88,16 +88,20 @@ def validation(count=WANTED, seed=0):
 
 
 def second(symbols):
-    """Is the label of a cell with these elements from the second study (Castelli et al. 2012b: N, F, S, oxides of LATE), not the first
-    (2012a)?"""
+    """Is the label of these elements from the second study (Castelli et al. 2012b: N, F, S, oxides of LATE), not the first (2012a)?"""
     return bool(({"N", "F", "S"} | LATE) & set(symbols))
+
+
+def old_setups(symbols):
+    """{symbol: tag} of the setups of GPAW 0.8 that today's gpaw-data still has for these elements."""
+    return {e: SETUPS_08[e] for e in symbols if e in SETUPS_08}
 
 
 def setups(symbols):
     """{symbol: tag} of the setups behind a label: those of GPAW 0.8, which left more shells in the core, for the second study and for
     the niobates and tantalates of the first, but not those of ALKALI; the other labels of the first fit the present ones about as well."""
     old = second(symbols) or ({"Nb", "Ta"} & set(symbols) and not ALKALI & set(symbols))
-    return {e: tag for e, tag in SETUPS_08.items() if e in symbols} if old else {}
+    return old_setups(symbols) if old else {}
 
 
 def recipe(symbols, cutoff=None, mesh=None):
@@ -126,7 +130,7 @@ def gap(name, cell, settings, folder, ranks=1, timeout=1500, tags=None):
     """Result of one GLLB-SC calculation: gpaw_job.gllbsc's dict with its status, kept in runs/dft/<folder>/<name>. tags: of setups."""
     where, wanted = dft.WORK / folder / name, {"settings": json.loads(json.dumps(asdict(settings))), "setups": tags or {}}
     try:
-        job = json.loads((where / "job.json").read_text()) if (where / "job.json").exists() else wanted
+        job = read(where, "job") or wanted
     except ValueError:
         return {"status": f"failed: {where / 'job.json'} is not JSON; delete the folder", "seconds": 0}
     if any(job[k] != v for k, v in wanted.items()) or not _same(job.get("cell", cell), cell):
@@ -171,15 +175,15 @@ def every():
 
 
 def causes(ranks=1):
-    """Which mesh the oxides of LATE fit, and which setups the labels of the second study; writes data/results/gllbsc-study/setups.json."""
+    """Which mesh oxides of LATE fit, and which setups the second study and NIOBATES; writes data/results/gllbsc-study/setups.json."""
     from tqdm.auto import tqdm
     table, rows = every(), []
     jobs = [(k, f, mesh, {}) for f in LATE_OXIDES for k, mesh in (("first_mesh", FIRST), ("second_mesh", SECOND))]
-    jobs += [(k, f, SECOND, tags) for f in OLD_SETUPS for k, tags in (("present_setups", {}), ("old_setups", setups(data.elements_of(f))))]
+    both = lambda f, present, old: ((present, {}), (old, old_setups(data.elements_of(f))))
+    jobs += [(k, f, SECOND, tags) for f in OLD_SETUPS for k, tags in both(f, "present_setups", "old_setups")]
     jobs += [("missed", f, SECOND, {}) for f in MISSED]
-    tagged = lambda f: {e: SETUPS_08[e] for e in data.elements_of(f) if e in SETUPS_08}
     jobs += [("alkali_" * bool(ALKALI & set(data.elements_of(f))) + k, f, FIRST, tags)
-             for f in NIOBATES for k, tags in (("niobate_present", {}), ("niobate_old", tagged(f)))]
+             for f in NIOBATES for k, tags in both(f, "niobate_present", "niobate_old")]
     for what, f, (n, gamma), tags in tqdm(jobs, desc="GLLB-SC"):
         cell, name = cell_from_cif(table.cif[f]), "-".join([f, f"{n}{'G' if gamma else 'M'}", *(e + t for e, t in tags.items())])
         r = gap(name, cell, recipe(cell[1], mesh=(n, gamma)), "gllbsc-study", ranks, tags=tags)
@@ -225,9 +229,9 @@ def validate(count=WANTED, seed=0, ranks=1, minutes=None):
         anions = "".join(sorted({"O", "N", "F", "S"} & set(cell[1])))
         rows.append({"formula": formula, "anions": anions, "label_direct": direct, "label_indirect": indirect, **r})
     good, m = [r for r in rows if r["gap"]], errors(rows)
-    late = {r["formula"]: second(data.elements_of(r["formula"])) for r in rows}
-    groups = {name: {f for f in late if late[f] == (name == "second")} for name in ("first", "second")}             # of the two studies
-    for name, group in (groups | {"new": set(late) - EARLIER}).items():
+    tried = {r["formula"] for r in rows}
+    late = {f for f in tried if second(data.elements_of(f))}
+    for name, group in {"first": tried - late, "second": late, "new": tried - EARLIER}.items():
         found = errors([r for r in rows if r["formula"] in group])
         m |= {f"{k}_{name}": v for k, v in found.items() if k in ("tried", "mae_direct", "mae_indirect")}
     claims = {"x.gllbsc.mae": {"value": m["mae_direct"], "split": "test, not used for the recipe"}} if good else {}

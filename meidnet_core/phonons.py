@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .relax import key_of, to_atoms
+from .relax import SYMMETRY, key_of, to_atoms
 
 SOFT = -0.1                    # THz
 DISPLACEMENT = 0.01            # angstrom
 SYMPREC = 1e-3                 # angstrom; relaxed cells are kept with six digits
-NAMED = 0.01                   # angstrom, of space group and path in a study: relaxation leaves some thousandths
 LENGTH = 7.0                   # angstrom, least edge of a supercell
 DENSITY = 40.0                 # angstrom; a mesh has DENSITY / a points along a reciprocal axis
 POINTS = 160                   # q-points along the whole path
@@ -91,7 +90,7 @@ def path_of(ph):
     unit = ph.unitcell
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")                                      # that the cell is not seekpath's standard one: meant
-        found = seekpath.get_path_orig_cell((unit.cell, unit.scaled_positions, unit.numbers), symprec=NAMED)
+        found = seekpath.get_path_orig_cell((unit.cell, unit.scaled_positions, unit.numbers), symprec=SYMMETRY)
     name = lambda label: label.replace("GAMMA", "Γ")
     return {name(k): np.array(v) for k, v in found["point_coords"].items()}, [(name(a), name(b)) for a, b in found["path"]]
 
@@ -291,7 +290,7 @@ def study(cell, calculator, supercell=None, displacement=DISPLACEMENT, points=PO
            "supercell": np.asarray(supercell).tolist(), "displacement": displacement, "threshold": SOFT}
     try:
         ph = phonopy_of(cell, calculator, supercell, displacement)
-        out |= {"spacegroup": spacegroup(cell, NAMED), "asr": ph.asr, "bands": bands(ph, points), "dos": dos(ph),
+        out |= {"spacegroup": spacegroup(cell, SYMMETRY), "asr": ph.asr, "bands": bands(ph, points), "dos": dos(ph),
                 "special": special_points(ph),
                 "soft": [{k: m[k] for k in ("q", "label", "frequency")} for m in soft_modes(ph)],
                 "lowest": round(lowest(ph), 4), "lowest_exact": round(lowest_exact(ph), 4)}
@@ -309,8 +308,8 @@ def study_all(materials, folder, potential="sevennet-0", supercell=None, displac
     from .results import _write_atomic
     potential, out, calculator = pick(potential), {}, None
     for name, cell in tqdm(materials.items(), desc=f"phonons with {potential}", disable=not progress, mininterval=1):
-        question = f"phonons {supercell} {displacement}" + (f" {checkpoint}" if checkpoint else "")
-        path, key = Path(folder) / f"{name}.json", key_of(cell, question, potential)
+        path, question = Path(folder) / f"{name}.json", f"phonons {supercell} {displacement}"
+        key = key_of(cell, question, potential, checkpoint=checkpoint)
         found = json.loads(path.read_text()) if path.exists() else {}
         if found.get("key") != key:
             calculator = calculator or get_calculator(potential, device, checkpoint)

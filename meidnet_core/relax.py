@@ -17,6 +17,7 @@ FMAX, STEPS = 0.01, 300
 RATTLE = 0.05                  # angstrom, standard deviation of the displacement of a rattled start
 STRETCH = 3.0                  # a volume beyond this factor (or its inverse) is an explosion
 STARTS = ("ideal", "rattled")
+SYMMETRY = 0.01                # angstrom, within which the cell of a row has its symmetry: relaxation leaves some thousandths
 _state = {}                    # calculator of a worker process
 
 
@@ -62,7 +63,7 @@ def relax(cell, calculator, start="ideal", fmax=FMAX, steps=STEPS, seed=0):
     except Exploded as error:
         return row | {"status": f"exploded: {error}"}
     except Exception as error:                                       # potentials fail on odd cells, each in its own way
-        if _passing(error, calculator):
+        if passing(error, calculator):
             error.add_note(f"No row is stored for {''.join(row['symbols'])} ({start}): the same call asks it again, what is done is kept.")
             raise
         return row | {"status": f"failed: {type(error).__name__}: {str(error)[:200]}"}
@@ -70,8 +71,8 @@ def relax(cell, calculator, start="ideal", fmax=FMAX, steps=STEPS, seed=0):
                   "frac": np.round(atoms.get_scaled_positions(), 6).tolist()}
 
 
-def _passing(error, calculator):
-    """The failure is of the machine, not of the crystal: as a row it would be kept for ever."""
+def passing(error, calculator):
+    """Is a failure of the machine, not of the crystal? As a row it would be kept for ever."""
     import torch
 
     from .worker import WorkerError

@@ -84,3 +84,9 @@ def largest_gain(without, with_, floor=2.0):
     a = without.mean(0)
     ratio = np.where(a >= floor, with_.mean(0) / np.maximum(a, 1e-9), 0.0)
     return float(ratio.max()), int(ratio.argmax()) + 1
+
+
+def paired(groups, variants):
+    """[one run of each variant] for every seed that all of them have: one that diverged leaves its seed out."""
+    runs = [{r["seed"]: r for r in groups[v]} for v in variants]
+    return [[r[seed] for r in runs] for seed in sorted(set.intersection(*map(set, runs)))]

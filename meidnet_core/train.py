@@ -137,7 +137,7 @@ def train(cfg, tensors, elements, checkpoint=None, every=10, device="auto", on_e
         run.history.append(record | {"seconds": run.seconds})
         stop = on_epoch and on_epoch(average or model, epoch, run.history[-1])
         run.finished = bool(stop) or epoch + 1 == cfg.epochs
-        if checkpoint and ((epoch + 1) % every == 0 or epoch + 1 == cfg.epochs or stop):
+        if checkpoint and ((epoch + 1) % every == 0 or run.finished):
             save_state(checkpoint, run, model, average, optimizer, epoch + 1, run.finished)
         if stop or (stop_after and epoch + 1 >= stop_after):
             break

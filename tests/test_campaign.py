@@ -231,6 +231,13 @@ def test_a_campaign_of_some_variants_runs_these(place, small):
         campaign.campaign("fusion", small, 1, progress=False, variants=["le"])
 
 
+def test_a_stored_run_is_repeated_whatever_the_seed(place, small, splits):
+    assert campaign.campaign("fusion", small, 1, progress=False, variants=["efcl"]) == 0
+    for seed in (0, campaign.SEEDS["fusion"]):                         # the second goes round to the first
+        again, before = campaign.repeated("fusion", "efcl", seed, splits)
+        assert again == pytest.approx(before, abs=1e-3)
+
+
 def test_summaries_answer_the_comparing_claims(place, small):
     for name in ("latent", "curriculum"):
         for e in campaign.table(name, small, 2):

@@ -89,6 +89,20 @@ def test_failing_relaxations_are_labelled_and_the_search_goes_on(fake, tmp_path)
     assert found["evaluations"] == 30 and {r["status"] for r in found["individuals"]} == {"exploded: volume x 9"}
 
 
+@pytest.mark.parametrize("error, kept", [(RuntimeError("odd cell"), True), (MemoryError(), False)], ids=["crystal", "machine"])
+def test_what_says_nothing_of_the_crystal_is_no_row(monkeypatch, error, kept):
+    def phonopy_of(*args):
+        raise error
+
+    monkeypatch.setattr(relax, "relax", lambda *args: next(toy([STO])))
+    monkeypatch.setattr(repair.phonons, "phonopy_of", phonopy_of)
+    if kept:
+        assert repair.examine(STO, None, polish=False)["status"] == "failed: RuntimeError: odd cell"
+    else:
+        with pytest.raises(MemoryError):
+            repair.examine(STO, None, polish=False)
+
+
 @pytest.mark.parametrize("parent, status", [({"modes": [], "status": "ok"}, "no soft modes"),
                                             ({"status": "failed: RuntimeError: Og"}, "failed: RuntimeError: Og")])
 def test_a_parent_without_soft_modes_or_phonons_is_told(tmp_path, monkeypatch, parent, status):

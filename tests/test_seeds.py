@@ -47,3 +47,9 @@ def test_spread_and_overview():
     assert seeds.spread(seeds.values(runs, "sm")) == pytest.approx(2**0.5) and seeds.spread(np.array([5.0])) == 0
     assert seeds.overview({"a": runs}, {"sm": "SM"}).loc["a", "SM"] == "91 ± 1.4"
     assert seeds.curves(runs).shape == (2, 2)
+
+
+def test_variants_are_paired_by_seed():
+    runs = lambda variant, *numbers: [{"seed": n, "variant": variant} for n in numbers]
+    pairs = seeds.paired({"none": runs("none", 0, 1, 2), "exp67": runs("exp67", 1, 2, 3), "other": []}, ("none", "exp67"))
+    assert [[(r["seed"], r["variant"]) for r in p] for p in pairs] == [[(n, "none"), (n, "exp67")] for n in (1, 2)]
