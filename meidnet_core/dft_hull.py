@@ -23,6 +23,7 @@ from .relax import relax
 
 SUBSTITUTED = {"La2Se3": ("La2S3", "Tm2Se3", "Lu2S3")}  # a ground state without a cell in MP-20, of up to 20 atoms: cells to put it in
 PHASES = results.ROOT / "data" / "reference" / "phases"
+IDEAL = {"Co3O4": 0.2}                                # angstrom: phases of MP-20 that go back on the sites of their space group
 CORE_4F = {"Yb": "2p", "Eu": "2p"}                    # valence of the lanthanides whose 4f is in the core; of europium, except in:
 TRIVALENT = (*dft.TRIVALENT, "Eu2O3")
 
@@ -30,7 +31,16 @@ TRIVALENT = (*dft.TRIVALENT, "Eu2O3")
 @lru_cache(None)
 def known_cells():
     """{hull.whole of a composition: its cell in MP-20 of the lowest formation energy}, and those of PHASES where MP-20 has none."""
-    return {hull.reduced(cell[1]): cell for cell in flows.read_table(PHASES).values()} | mp20_cells()
+    cells = {hull.reduced(cell[1]): cell for cell in flows.read_table(PHASES).values()} | mp20_cells()
+    return cells | {key: ideal(cells[key], d) for key, d in ((hull.whole_of(f), d) for f, d in IDEAL.items()) if key in cells}
+
+
+def ideal(cell, distance):
+    """Primitive cell on the sites of the space group found within `distance` (angstrom). MP-20 keeps Co3O4 as a spinel distorted by
+    its ferromagnetic order: one symmetry operation in place of 24, and 63 k-points."""
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+    found = SpacegroupAnalyzer(to_structure(*cell), symprec=distance).get_primitive_standard_structure()
+    return [*found.lattice.abc, *found.lattice.angles], [e.symbol for e in found.species], found.frac_coords
 
 
 def mp20_cells():

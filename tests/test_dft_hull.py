@@ -193,3 +193,21 @@ def test_a_cobalt_spinel_starts_antiferromagnetic_on_its_tetrahedra():
     moments = dft_hull.spinel_moments(cell)
     assert len(moments) == 14 and sorted(moments) == [-3.0] + [0.0] * 12 + [3.0]
     assert {e for e, m in zip(cell[1], moments) if m} == {"Co"}
+
+
+def test_a_distorted_phase_goes_back_on_its_sites(monkeypatch):
+    pymatgen = pytest.importorskip("pymatgen.core")
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+    cubic = pymatgen.Structure.from_spacegroup("Fm-3m", pymatgen.Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5] * 3])
+    bent = cubic.copy()
+    bent.translate_sites([0], [0.004, 0.002, 0.0])
+    assert SpacegroupAnalyzer(bent, symprec=0.01).get_space_group_number() < 225
+    cell = [*bent.lattice.abc, *bent.lattice.angles], [e.symbol for e in bent.species], bent.frac_coords
+    monkeypatch.setattr(dft_hull, "mp20_cells", lambda: {hull.whole_of("NaCl"): cell})
+    monkeypatch.setattr(dft_hull, "IDEAL", {"NaCl": 0.1, "KCl": 0.1})
+    dft_hull.known_cells.cache_clear()
+    found = dft_hull.known_cells()[hull.whole_of("NaCl")]
+    dft_hull.known_cells.cache_clear()
+    back = dft_hull.to_structure(*found)
+    assert len(found[1]) == 2 and SpacegroupAnalyzer(back, symprec=1e-5).get_space_group_number() == 225
+    assert back.volume * 4 == pytest.approx(bent.volume, rel=1e-3)

@@ -148,6 +148,14 @@ def test_a_study_is_json_and_a_failure_a_row(simple):
     assert phonons.study(simple[0], Broken())["status"] == "failed: RuntimeError: no parameters for Og"
 
 
+def test_a_full_memory_is_no_row(simple):
+    class Full(Broken):
+        def calculate(self, *args, **kwargs):
+            raise MemoryError
+    with pytest.raises(MemoryError):
+        phonons.study(simple[0], Full())
+
+
 def test_a_killed_study_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(potentials, "get_calculator", lambda *args: EMT())
     original, calls = phonons.study, []
