@@ -30,7 +30,7 @@ def measure(tool, seed, gap, starts, steps):
 
 def main():
     torch.set_num_threads(1)
-    tool = sun.designer()
+    tool = sun.designer(device="cpu")
     for seed in range(3):
         m = measure(tool, seed, **CONFIG)
         results.write_run("design-speed", f"seed{seed}", config=CONFIG | {"threads": 1}, seed=seed,

@@ -82,4 +82,6 @@ def _checked(score, label):
         raise ValueError(f"score {score.shape} and label {label.shape}: expected two arrays of one length M > 0")
     if not np.isfinite(score).all():
         raise ValueError(f"{(~np.isfinite(score)).sum()} of {len(score)} scores are not finite")
+    if label.dtype.kind == "f" and np.isnan(label).any():
+        raise ValueError(f"{np.isnan(label).sum()} of {len(label)} labels are not known")
     return score, label.astype(bool)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import checkpoint, crystal, data, experiments, metrics, oqmd, results
-from .config import Config
+from .config import Config, renamed
 from .losses import property_loss
 from .train import Run, bar, make_optimizer, pick_device, train_epoch
 
@@ -307,8 +307,8 @@ def mean_baseline(sets, names):
 
 def settings(**changes):
     """SETTINGS with changes; one of another number of epochs has a name of its own, so that it stands beside the others."""
-    cfg = SETTINGS.with_(**changes)
-    return cfg if cfg.epochs == SETTINGS.epochs else cfg.with_(name=f"cgcnn{cfg.epochs}")
+    epochs = changes.pop("epochs", SETTINGS.epochs)
+    return renamed(SETTINGS.with_(**changes), epochs)
 
 
 def main():

@@ -83,6 +83,12 @@ class Config:
         return cls(**values)
 
 
+def renamed(cfg, epochs):
+    """cfg (any with `epochs`, `name` and `with_`) with so many epochs; another number goes by a name of its own, so that the results and
+    the model of this one are not overwritten."""
+    return cfg if epochs == cfg.epochs else cfg.with_(epochs=epochs, name=f"{cfg.name}{epochs}")
+
+
 # As the text states: three EGNN blocks, 128-d latent, raw targets, Adam 1e-3, batch 16, early fusion with
 # curriculum. The text leaves hidden widths, temperature and loss weights open: 128, 0.07 (CLIP), all 1.
 PAPER = Config()

@@ -22,8 +22,9 @@ LABELS = {
     "mp_20": {"band_gap": "gap, PBE (eV)", "formation_energy_per_atom": "formation energy, PBE (eV/atom)"},
     "carbon_24": {"energy_per_atom": "total energy, PBE (eV/atom)"},
 }
-SPLITS = ("train", "val", "test")
+SPLITS, SCHEMES = ("train", "val", "test"), ("cdvae", "grouped")
 SMALLER = {"carbon_24": "trained on 2,897 of the original 6,091 cells"}   # what stands beside every claim on such a data set
+ORIGINAL = {"carbon_24": 6091}                                       # cells of the published training split
 VERSION = 1                                                          # of the canonical form: part of the cache key
 
 
@@ -193,6 +194,8 @@ def load(name, split, scheme="cdvae", labels=None, processes=None):
         raise DataError(f"unknown data set {name!r}: expected one of {', '.join(LABELS)}")
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+    if scheme not in SCHEMES:
+        raise DataError(f"unknown scheme {scheme!r}: expected one of {', '.join(SCHEMES)}")
     labels = tuple(labels or LABELS[name])
     if scheme == "grouped":
         return grouped([load(name, s, "cdvae", labels, processes) for s in SPLITS], split)

@@ -177,7 +177,9 @@ def geometry(model, crystals):
 
 
 def unlabelled(model, crystals):
-    """Tensors of a CrystalSet for a model, without labels."""
+    """Tensors of a CrystalSet for a model, without labels. DataError for cells of several sizes and a model that learnt of one."""
+    if not model.shape.padded and len({int(n) for n in (np.asarray(crystals.numbers) > 0).sum(1)}) > 1:
+        raise data.DataError("cells of several sizes, and this model learnt of one: predict each size by itself")
     tensors = data.to_tensors(crystals, model.shape.elements, (), model.label_mean.device, model.cfg.cutoff)
     return tensors | {"labels": torch.full((len(crystals), len(model.cfg.labels)), torch.nan, device=model.label_mean.device)}
 

@@ -159,7 +159,7 @@ def for_cell(settings, lattice):
 
 def execute(job, folder, ranks=2, timeout=None):
     """Run the steps of a job that are missing under MPI; DFTError when another job is in the folder or GPAW dies."""
-    folder = Path(folder)
+    folder = Path(folder).resolve()                                      # GPAW's process starts elsewhere
     folder.mkdir(parents=True, exist_ok=True)
     text, path = json.dumps(job, sort_keys=True), folder / "job.json"
     if path.exists() and path.read_text() != text:

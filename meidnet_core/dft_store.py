@@ -61,6 +61,11 @@ def load(name, profile, store=STORE):
     return out
 
 
+def same_cell(a, b):
+    """Are two cells (lattice, symbols, frac_coords) the same, to the last digits?"""
+    return list(a[1]) == list(b[1]) and all(np.allclose(a[k], b[k], rtol=0, atol=1e-4) for k in (0, 2))
+
+
 def same_crystal(a, b, volume_within=0.2):
     """Are two cells one crystal, but for its volume (fraction)? Beyond five atoms pymatgen's StructureMatcher has to agree."""
     from pymatgen.analysis.structure_matcher import StructureMatcher

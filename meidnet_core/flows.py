@@ -11,6 +11,7 @@ returns a row with name, step and status (ok | not converged | failed: reason | 
 
 import argparse
 import hashlib
+import inspect
 import json
 import shlex
 import subprocess
@@ -140,7 +141,7 @@ def vasp_flow(name, cell, relax=False, potcar=None, functional="PBE"):
     try:
         from atomate2.vasp.jobs.core import NonSCFMaker, RelaxMaker, StaticMaker
     except ImportError as error:
-        raise ImportError("vasp_flow needs atomate2: pip install 'meidnet-core[cluster]' in an environment of its own") from error
+        raise ImportError("vasp_flow needs atomate2: `uv pip install -e '.[cluster]'` in an environment of its own") from error
     from jobflow import Flow, Job
 
     from . import vasp
@@ -198,8 +199,9 @@ def run_here(flow, folder=None, log=False):
     from jobflow import JobStore, run_locally
     from maggma.stores import JSONStore, MemoryStore
     if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    store = JobStore(JSONStore(str(Path(folder) / "jobs.json"), read_only=False) if folder else MemoryStore())
+        folder = Path(folder).resolve()                                # jobflow changes into the folder of each job
+        folder.mkdir(parents=True, exist_ok=True)
+    store = JobStore(JSONStore(str(folder / "jobs.json"), read_only=False) if folder else MemoryStore())
     jobs = list(_rows_of(flow))
     found = run_locally(flow, log=log, store=store, create_folders=bool(folder), root_dir=folder)
     lost = {"status": "failed: the job did not run; log=True says why"}
@@ -255,6 +257,12 @@ def shard(names, part):
     return list(names)[k - 1::n]
 
 
+def defaults(step):
+    """{option: value} of a task when none is named: the same question, said or not, has one key."""
+    found = inspect.signature(TASKS[step]).parameters.items()
+    return {k: p.default for k, p in found if p.default is not p.empty and k not in ELSEWHERE}
+
+
 def key_of(step, name, cell, options):
     """Name of one task: the same question is asked once, wherever it is computed."""
     what = {k: v for k, v in options.items() if k not in ELSEWHERE}
@@ -277,7 +285,7 @@ def run_shard(step, cells, folder, part="1/1", options=None, relaxed=False, agai
     the folder; a material without one is left out of the file, so that a later call asks it. ValueError as in `shard`, and for
     two relaxations of one name in the folder.
     """
-    options, folder, names = options or {}, Path(folder), shard(cells, part)
+    options, folder, names = defaults(step) | (options or {}), Path(folder), shard(cells, part)
     before = _relaxed(folder) if relaxed else {}
     done, rows = rows_in(folder, step), []
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,8 +299,9 @@ def run_shard(step, cells, folder, part="1/1", options=None, relaxed=False, agai
         key = key_of(step, name, cell, options)
         if key not in done or (again and done[key]["status"] != "ok"):
             done[key] = {"key": key} | task(step, name, cell, options)
-            with open(path, "a") as file:
-                file.write(json.dumps(done[key], default=lambda x: x.tolist()) + "\n")
+            if not done[key]["status"].startswith("inputs written"):   # a later call, with a command, asks again
+                with open(path, "a") as file:
+                    file.write(json.dumps(done[key], default=lambda x: x.tolist()) + "\n")
         rows.append(done[key])
     return rows
 

@@ -44,9 +44,12 @@ def reduced(symbols):
 
 
 def whole_of(formula):
-    """`whole` of a formula, or of a pymatgen Composition."""
+    """`whole` of a formula, or of a pymatgen Composition. HullError for amounts that are no whole numbers."""
     from pymatgen.core import Composition
-    return whole({e.symbol: int(n) for e, n in Composition(formula).items()})
+    found = {e.symbol: float(n) for e, n in Composition(formula).items()}
+    if not all(n.is_integer() for n in found.values()):
+        raise HullError(f"{formula}: amounts that are no whole numbers")
+    return whole({e: int(n) for e, n in found.items()})
 
 
 def sites_in(formula):

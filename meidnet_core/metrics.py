@@ -43,8 +43,10 @@ def alignment(y_a, y_b):
 
 
 def regression(predicted, labels):
-    """MAE and R2 over known labels, (M,) each."""
+    """MAE and R2 over known labels, (M,) each; NaN when none is known."""
     known = ~np.isnan(labels)
+    if not known.any():
+        return {"mae": np.nan, "r2": np.nan}
     error, spread = predicted[known] - labels[known], labels[known] - labels[known].mean()
     return {"mae": float(np.abs(error).mean()), "r2": float(1 - (error**2).sum() / max((spread**2).sum(), 1e-12))}
 

@@ -167,16 +167,16 @@ def from_menu(groups, columns=2):
 
 def navigation(path, plane, target):
     """Figure 1c: trajectories in two principal directions of the latents, height = distance to the target."""
-    points = (path.latents.numpy() @ plane)                                                 # (T, B, 2)
+    points, distance = path.latents.cpu().numpy() @ plane, path.distance.cpu().numpy()      # (T, B, 2), (T, B)
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
     for b in range(points.shape[1]):
-        left.plot(points[:, b, 0], path.distance[:, b], lw=1, color=SKY)
-    left.scatter(points[0, :, 0], path.distance[0], color=ORANGE, s=18, label="start", zorder=3)
-    left.scatter(points[-1, :, 0], path.distance[-1], color=BLUE, s=18, label="end", zorder=3)
+        left.plot(points[:, b, 0], distance[:, b], lw=1, color=SKY)
+    left.scatter(points[0, :, 0], distance[0], color=ORANGE, s=18, label="start", zorder=3)
+    left.scatter(points[-1, :, 0], distance[-1], color=BLUE, s=18, label="end", zorder=3)
     left.set(xlabel="first principal direction of the latents", ylabel="distance to target (label s.d.)", title=target)
     left.legend()
-    right.semilogy(path.distance.numpy(), lw=1, color=SKY)
-    right.semilogy(path.distance.median(1).values.numpy(), lw=2.5, color=BLUE, label="median")
+    right.semilogy(distance, lw=1, color=SKY)
+    right.semilogy(np.median(distance, 1), lw=2.5, color=BLUE, label="median")
     right.set(xlabel="Adam step", ylabel="distance to target (label s.d.)")
     right.legend()
     fig.tight_layout()

@@ -44,7 +44,7 @@ def _versions():
 def environment():
     """Where a run took place: device, threads, cpu, packages, commit, date (UTC)."""
     torch = sys.modules.get("torch")  # not loaded: its device and threads were not used
-    gpu = torch is not None and torch.cuda.is_available()
+    gpu = torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0     # one that this process used
     return {"device": torch.cuda.get_device_name() if gpu else "cpu",
             "threads": torch.get_num_threads() if torch is not None else None,
             "cpu": _cpu(), "packages": _versions(), "commit": commit(),

@@ -46,8 +46,11 @@ def relax(cell, calculator, start="ideal", fmax=FMAX, steps=STEPS, seed=0):
     """One relaxation -> dict: status, energy_per_atom (eV), steps, lattice, symbols, frac, volume (cubic angstrom per atom).
 
     status: ok | not converged | exploded | failed: reason. A bad crystal is a row; raised is only what says nothing of the crystal:
-    a worker that is gone (WorkerError), memory or GPU that give up (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError).
+    a worker that is gone (WorkerError), memory or GPU that give up (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError), and
+    ValueError for a start that is none of STARTS.
     """
+    if start not in STARTS:
+        raise ValueError(f"start {start!r}: expected one of {', '.join(STARTS)}")
     from ase.filters import FrechetCellFilter
     from ase.optimize import FIRE, LBFGS
     row = {"start": start, "symbols": list(cell[1]), "status": "not converged", "energy_per_atom": None, "steps": 0}

@@ -90,3 +90,26 @@ def paired(groups, variants):
     """[one run of each variant] for every seed that all of them have: one that diverged leaves its seed out."""
     runs = [{r["seed"]: r for r in groups[v]} for v in variants]
     return [[r[seed] for r in runs] for seed in sorted(set.intersection(*map(set, runs)))]
+
+
+def distinct(runs):
+    """Runs whose candidates no earlier one has: screening knows no chance, its seeds go round the models and then repeat."""
+    first = {tuple(r["curve"]["formula"]): r for r in reversed(runs)}
+    return sorted(first.values(), key=lambda r: r["seed"])
+
+
+def effective(runs, key):
+    """(count, n) for `interval`: the mean rate `key` (%) of as many candidates as the runs are worth, n = (sum m)^2 / sum m^2, where
+    m runs propose a formula (Kish 1965: copies say nothing new)."""
+    m = np.unique(np.concatenate([r["curve"]["formula"] for r in runs]), return_counts=True)[1]
+    n = round(m.sum() ** 2 / (m**2).sum())
+    return round(np.mean([r["metrics"][key] for r in runs]) / 100 * n), n
+
+
+def rests_on(ours, others):
+    """What the ratio of two mean counts over seeds rests on, in words: the hits below the line and its 95 % bootstrap interval."""
+    if not sum(others):
+        return "no hits"
+    ratio = lambda a, b: a.mean() / b.mean() if b.any() else np.inf
+    _, low, high = interval(ratio, np.asarray(ours), np.asarray(others))
+    return f"over the mean of {len(others)} seeds with {sum(others)} hits, 95 % {low:.3g} to {high:.3g}"

@@ -10,10 +10,11 @@ import argparse
 import os
 import time
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
-from . import candidates, crystal, experiments, hull, matching, oqmd, relax, results, stability
+from . import candidates, crystal, experiments, hull, matching, oqmd, relax, results, seeds, stability
 from .config import EXTENDED, EXTENDED_OWN
 
 GAPS, PER_TARGET, ENTHALPY = (0.8, 1.0, 1.2, 1.5), 35, -0.025        # the paper's request: eV, candidates each, eV/atom
@@ -30,12 +31,12 @@ def targets(method):
     return [{"pbe_gap": g} for g in GAPS]
 
 
-def designer(seeds=(0, 1, 2), own=False, **options):
-    """Designer over the committed extended models of `seeds`. CheckpointError when one is not there.
+def designer(seeds=(0, 1, 2), own=False, device="auto", **options):
+    """Designer over the committed extended models of `seeds` on a device. CheckpointError when one is not there.
 
     own: those that learnt the cells relaxed by this project, too; stability is then the distance to the list hull.
     """
-    models = [experiments.required((EXTENDED_OWN if own else EXTENDED).with_(seed=s)) for s in seeds]
+    models = [experiments.required((EXTENDED_OWN if own else EXTENDED).with_(seed=s), device) for s in seeds]
     return candidates.Designer(models, oqmd.load("train", stand_in=not own, own=own), **options)
 
 
@@ -170,12 +171,6 @@ def against(ours, other):
     return "above" if low > other_high else "below" if high < other_low else "not distinguishable from"
 
 
-def effective(runs, key):
-    """(count, n) for `interval`: the mean rate `key` (%) over the runs' distinct formulas; seeds of one method share most of theirs."""
-    n = len({f for r in runs for f in r["curve"]["formula"]})
-    return round(np.mean([r["metrics"][key] for r in runs]) / 100 * n), n
-
-
 def configuration(tool, method, potential="sevennet-0", per_target=PER_TARGET):
     """What a run of `run` stands for: stored with it, and compared before it is skipped."""
     return {"potential": potential, "hull": "list", "start": "ideal", "targets": targets(method), "models": len(tool.models),
@@ -245,13 +240,22 @@ def export(tool, folder=None, potential="sevennet-0", limit=0.1, **options):
     seen = candidates.counts(tool.train)
     table["cells_with_rarest_element"] = [min(seen.get(e, 0) for e in set(c[1])) for c in cells]
     chosen = table[(table.e_above_hull <= limit) & table.unique & table.new_training].sort_values("e_above_hull")
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in chosen.index:
-        r = rows["ideal"][i]
-        crystal.to_structure(r["lattice"], r["symbols"], r["frac"]).to(filename=str(folder / f"{table.formula[i]}.cif"))
+    cells = [(r["lattice"], r["symbols"], r["frac"]) for r in (rows["ideal"][i] for i in chosen.index)]
     chosen = chosen.assign(potential=potential, hull="list", training_cells=candidates.sightings(chosen.formula, tool.train))
-    chosen.round(4).to_csv(folder / "candidates.csv", index=False)
+    write(folder, chosen.round(4), cells)
     return chosen
+
+
+def write(folder, table, cells):
+    """folder/candidates.csv and a CIF for each of its rows, named by formula. Those of the table that was there go: both say the same."""
+    import pandas as pd
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in pd.read_csv(folder / "candidates.csv").formula if (folder / "candidates.csv").exists() else []:
+        (folder / f"{name}.cif").unlink(missing_ok=True)
+    for name, cell in zip(table.formula, cells):
+        crystal.to_structure(*cell).to(filename=str(folder / f"{name}.cif"))
+    table.to_csv(folder / "candidates.csv", index=False)
 
 
 def stored(experiment="sun", tag="", methods=(*candidates.METHODS, *candidates.FEEDBACK)):
@@ -259,12 +263,6 @@ def stored(experiment="sun", tag="", methods=(*candidates.METHODS, *candidates.F
     found = results.read_runs(results.RESULTS)
     groups = {m: sorted((r for r in found if r["experiment"] == f"{experiment}-{m}{tag}"), key=lambda r: r["seed"]) for m in methods}
     return {m: runs for m, runs in groups.items() if runs}
-
-
-def distinct(runs):
-    """Runs whose candidates no earlier one has: screening knows no chance, its seeds go round the models and then repeat."""
-    first = {tuple(r["curve"]["formula"]): r for r in reversed(runs)}
-    return sorted(first.values(), key=lambda r: r["seed"])
 
 
 def figures():
@@ -277,7 +275,8 @@ def figures():
     if len(potentials) > 1:
         raise ValueError(f"{results.RESULTS}/sun-*: runs mix potentials: {', '.join(sorted(potentials))}")
     potential = next(iter(potentials), None)
-    others = {m: np.mean([r["count_100_training"] for r in groups.get(m, {}).values()] or [0]) for m in ("random", "screening")}
+    counts = {m: [r["count_100_training"] for r in groups.get(m, {}).values()] for m in ("ours", "random", "screening")}
+    others = {m: (np.mean(counts[m] or [0]), seeds.rests_on(counts["ours"], counts[m])) for m in ("random", "screening")}
     for seed in sorted(set.intersection(*(set(groups.get(m, {})) for m in ("ours", "random", "screening")))):
         at = ({m: runs[seed] for m, runs in found.items() if seed in runs} for found in (groups, new, retro))
         claims = claims_of(*at, others, potential)
@@ -289,7 +288,7 @@ def figures():
 
 def claims_of(groups, new, retro, others, potential):
     """Rows of one seed from {method: metrics} of the SUN runs, of those that propose what no set holds, and of the retrospective ones.
-    others: {method: mean SUN count}; a ratio to a method without hits is left out."""
+    others: {method: (mean SUN count, what it rests on)}; a ratio to a method without hits is left out."""
     terms = f"at most {THRESHOLDS['100']} eV/atom on the list hull, {potential}"
     known, anywhere = f"({terms}, new to training)", f"({terms}, new to every set)"
     ranked = f"generated, ranked by predicted stability {known}"
@@ -299,8 +298,7 @@ def claims_of(groups, new, retro, others, potential):
     out = {"f3.n": claim(groups["ours"]["candidates"]), "f3.targets": claim(len(GAPS)), "f3a.distribution": claim(1),
            "f3c.structures": claim(1, "the paper's formulas, drawn"), "s2.n": claim(min(ours, DRAWN)),
            "f3b.sun": claim(groups["ours"]["sun_100_training"], ranked), "f3b.sun_count": claim(ours, ranked)}
-    over = f"generated {known}, over the mean of its seeds"
-    out |= {f"x.sun.over_{m}": claim(ours / usual, over) for m, usual in others.items() if usual}
+    out |= {f"x.sun.over_{m}": claim(ours / usual, f"generated {known}, {rests}") for m, (usual, rests) in others.items() if usual}
     if "paper" in groups:
         out["x.sun.as_asked"] = claim(groups["paper"]["sun_100_training"], f"generated {known}")
     if "ours" in new:

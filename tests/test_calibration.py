@@ -98,3 +98,8 @@ def test_bad_input_is_refused(score, label):
 def test_a_confidence_outside_the_bins_is_refused():
     with pytest.raises(ValueError, match="leaves the bins"):
         reliability([0.5, 1.5], [1, 1])
+
+
+def test_an_unknown_label_is_no_success():
+    with pytest.raises(ValueError, match="1 of 3 labels are not known"):
+        roc_auc([0.1, 0.2, 0.3], [0.0, 1.0, np.nan])

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from meidnet_core.config import IMPROVED, PAPER, PRESETS, Config
+from meidnet_core.config import IMPROVED, PAPER, PRESETS, Config, renamed
+from meidnet_core.flow import FlowConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -57,3 +58,10 @@ def test_a_bad_value_is_refused_with_the_choices(key, value):
 
 def test_every_field_has_a_default_and_is_stored():
     assert set(Config().to_dict()) == {f.name for f in dataclasses.fields(Config)}
+
+
+@pytest.mark.parametrize("cfg", [IMPROVED, FlowConfig()])
+def test_another_number_of_epochs_has_a_name_of_its_own(cfg):
+    assert renamed(cfg, cfg.epochs) is cfg
+    other = renamed(cfg, 5)
+    assert other.epochs == 5 and other.name == f"{cfg.name}5" and other.seed == cfg.seed

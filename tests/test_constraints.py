@@ -75,11 +75,12 @@ def test_watch_looks_often_only_where_it_matters(setup, monkeypatch):
 
 
 def test_claims_need_more_than_the_resolution():
-    def regime(epochs, distinct):
-        return {"epochs_to_level": epochs, "sm": 97.0, "mixture": {"distinct": distinct}}
+    def regime(epochs, distinct, sm=97.0, rmse=0.04):
+        return {"epochs_to_level": epochs, "sm": sm, "rmse": rmse, "mixture": {"distinct": distinct}}
     said = lambda bound: {k: c["value"] for k, c in constraints.claims_of(regime(9.0, 1500), bound).items()}
-    assert said(regime(8.9, 1480)) == {"s4.narrower": 0, "s4.faster": 0, "s4.sm_level": 97.0}
-    assert said(regime(8.5, 1400)) == {"s4.narrower": 1, "s4.faster": 1, "s4.sm_level": 97.0}
+    assert said(regime(8.9, 1480)) == {"s4.narrower": 0, "s4.faster": 0, "s4.quality": 0, "s4.sm_level": 97.0}
+    assert said(regime(8.5, 1400)) == {"s4.narrower": 1, "s4.faster": 1, "s4.quality": 0, "s4.sm_level": 97.0}
+    assert said(regime(8.9, 1480, 98.0, 0.03))["s4.quality"] == 1 and said(regime(8.9, 1480, 98.0, 0.05))["s4.quality"] == 0
     assert constraints.claims_of(regime(9.0, 1500), regime(None, 1400)) == {}
 
 

@@ -611,3 +611,8 @@ def test_canonical_crystals_of_other_data_sets_match_their_cif(name, real, real_
     index = np.random.default_rng(0).choice(len(cifs), 60, replace=False)
     rms = identity_matches(crystals, cifs, index)
     assert not np.isnan(rms).any() and rms.max() < 1e-4
+
+
+def test_an_unknown_scheme_is_a_clear_error():
+    with pytest.raises(data.DataError, match="unknown scheme 'group': expected one of cdvae, grouped"):
+        data.load("perov_5", "train", scheme="group")

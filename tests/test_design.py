@@ -1,12 +1,14 @@
 """Navigation in the latent space toward target properties."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from meidnet_core.design import navigate
+from meidnet_core.data import DataError
+from meidnet_core.design import navigate, unlabelled
 
 
 @pytest.fixture
@@ -90,3 +92,9 @@ def test_a_bimodal_model_is_refused(config, perovskites, tensors_of, model_of, s
     model = model_of(cfg, tensors_of(perovskites(8), cfg)).eval()
     with pytest.raises(ValueError, match="needs a tri-modal model"):
         navigate(model, start, [0.0])
+
+
+def test_cells_of_several_sizes_are_refused_by_a_model_of_one():
+    sizes = SimpleNamespace(numbers=[[19, 50, 53, 53, 53], [11, 17, 0, 0, 0]])
+    with pytest.raises(DataError, match="cells of several sizes"):
+        unlabelled(SimpleNamespace(shape=SimpleNamespace(padded=False)), sizes)

@@ -273,6 +273,15 @@ def test_another_job_in_the_folder_is_refused(no_setups, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "job.json").read_text())["settings"]["cutoff"] == 200
 
 
+def test_the_folder_of_a_job_may_be_relative(no_setups, tmp_path, monkeypatch):
+    monkeypatch.setattr(dft, "_standard_setups", lambda: [""])
+    monkeypatch.setattr(subprocess, "run", lambda words, **options: started.append(words) or subprocess.CompletedProcess(words, 0))
+    monkeypatch.chdir(tmp_path)
+    started = []
+    dft.execute(dft.prepare(SILICON, LEAST, "static"), "runs/si", 1)
+    assert started[0][-1] == str(tmp_path / "runs" / "si") and (tmp_path / "runs" / "si" / "job.json").exists()
+
+
 @needs_gpaw
 def test_a_process_that_dies_is_an_error_with_its_last_words(tmp_path):
     job = dft.prepare(SILICON, LEAST, "static")

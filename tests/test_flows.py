@@ -94,6 +94,12 @@ def test_a_folder_keeps_the_outputs(tmp_path):
     assert stored["name"] == "relax copper" and stored["output"]["status"] == "ok"
 
 
+def test_a_folder_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (row,) = flows.run_here(flows.flow({"copper": CELLS["copper"]}), "runs/jobs")
+    assert row["status"] == "ok" and (tmp_path / "runs" / "jobs" / "jobs.json").exists()
+
+
 def test_a_flow_can_be_sent_elsewhere():
     """jobflow-remote and FireWorks send the flow as JSON."""
     from jobflow import Flow
@@ -152,6 +158,11 @@ def test_shards_resume_also_when_cut_otherwise(asked, tmp_path):
     assert [r["name"] for r in rows] == list(CELLS) and asked == {"copper": 1, "silver": 1, "gold": 1} and rows[0] == first[0]
     flows.run_shard("relax", CELLS, tmp_path, options={"start": "rattled", "device": "cpu"})         # another question
     assert set(asked.values()) == {2}
+
+
+def test_an_option_that_is_named_or_not_is_one_question(tmp_path):
+    first = flows.run_shard("relax", CELLS, tmp_path, options={"potential": "sevennet-0", "start": "ideal"})
+    assert flows.run_shard("relax", CELLS, tmp_path) == first and len(flows.rows_in(tmp_path, "relax")) == len(CELLS)
 
 
 def test_a_killed_shard_goes_on(asked, tmp_path, monkeypatch):
@@ -303,3 +314,11 @@ def test_inputs_that_cannot_be_written_bind_no_folder(tmp_path, monkeypatch):
 def test_without_a_command_inputs_are_written(tmp_path):
     row = flows.task("vasp", "MgO", MGO, {"folder": str(tmp_path)})
     assert row["status"] == f"inputs written: {tmp_path / 'MgO' / 'static'}" and (tmp_path / "MgO" / "static" / "INCAR").exists()
+
+
+def test_a_row_of_inputs_is_not_kept(fake_vasp, tmp_path):
+    options = {"folder": str(tmp_path / "vasp"), "steps": ["static"]}
+    (row,) = flows.run_shard("vasp", {"MgO": MGO}, tmp_path / "out", options=options)
+    assert row["status"].startswith("inputs written") and not flows.rows_in(tmp_path / "out", "vasp")
+    (row,) = flows.run_shard("vasp", {"MgO": MGO}, tmp_path / "out", options=options | {"command": fake_vasp()})
+    assert row["status"] == "ok"

@@ -148,3 +148,8 @@ def test_api_needs_a_key_and_corrects_the_candidate(monkeypatch):
 
     oxide = -0.687 / 3                                               # MP2020: oxide, per O
     assert hull.api_above(candidate, client=Client()) == pytest.approx(-4.5 + oxide + 4.8, abs=1e-3)
+
+
+def test_a_formula_of_parts_of_atoms_is_refused():
+    with pytest.raises(hull.HullError, match="Li0.5CoO2: amounts that are no whole numbers"):
+        hull.whole_of("Li0.5CoO2")

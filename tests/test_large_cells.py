@@ -152,3 +152,10 @@ def test_trivial_predictions_are_bounds_that_need_the_right_pattern(mixed):
 
 def test_pattern_forgets_the_names():
     assert large_cells.pattern_of(["Sr", "Ti", "O", "O"]) == large_cells.pattern_of(["K", "C", "N", "N"]) == (0, 1, 2, 2)
+
+
+def test_only_the_experiment_as_it_is_by_default_answers_table_1():
+    m = {"sm_cdvae": 86.0}
+    assert large_cells.claims_of("mp_20-flow", m)["t1.mp20.meidnet"]["value"] == 86.0
+    for other in ("mp_20-flow5", "mp_20-flow-draws4-refine0", "perov_5-flow"):
+        assert large_cells.claims_of(other, m) == {}

@@ -227,3 +227,8 @@ def test_matching_rates_of_evaluate_are_those_of_the_decoded_cells(case):
     again = matching.match(e["cells"], matching.true_cells(crystals), matching.CDVAE, 1)
     assert np.array_equal(again, e["rms_cdvae"], equal_nan=True)
     assert m["sm_cdvae"] == matching.summary(again)["sm"]
+
+
+def test_without_a_known_label_there_is_no_score():
+    m = regression(np.ones(3), np.full(3, np.nan))
+    assert np.isnan(m["mae"]) and np.isnan(m["r2"])

@@ -175,3 +175,8 @@ def test_a_killed_screening_goes_on(emt, tmp_path, monkeypatch):
     assert [r["status"] for r in rows] == ["ok", "ok"] and len(calls) == 3
     whole = [line for line in path.read_text().splitlines() if "half" not in line]
     assert len(whole) == 2 and all(json.loads(line)["potential"] == "sevennet-0" for line in whole)
+
+
+def test_an_unknown_start_is_a_clear_error():
+    with pytest.raises(ValueError, match="start 'ratled': expected one of ideal, rattled"):
+        relax.relax(COPPER, EMT(), "ratled")

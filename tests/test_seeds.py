@@ -53,3 +53,22 @@ def test_variants_are_paired_by_seed():
     runs = lambda variant, *numbers: [{"seed": n, "variant": variant} for n in numbers]
     pairs = seeds.paired({"none": runs("none", 0, 1, 2), "exp67": runs("exp67", 1, 2, 3), "other": []}, ("none", "exp67"))
     assert [[(r["seed"], r["variant"]) for r in p] for p in pairs] == [[(n, "none"), (n, "exp67")] for n in (1, 2)]
+
+
+def test_a_repeated_screening_counts_once():
+    runs = [{"seed": s, "curve": {"formula": list(f)}} for s, f in enumerate(("AB", "BC", "CD", "AB"))]
+    assert [r["seed"] for r in seeds.distinct(runs)] == [0, 1, 2]
+
+
+def test_formulas_that_seeds_share_count_once():
+    runs = [{"curve": {"formula": ["a", "b", "c", "d"]}, "metrics": {"sun": rate}} for rate in (50.0, 100.0)]
+    assert seeds.effective(runs, "sun") == (3, 4)
+    runs = [{"curve": {"formula": list(f)}, "metrics": {"sun": 50.0}} for f in ("abc", "abd", "abe")]        # 3, 3, 1, 1, 1: 81 / 21
+    assert seeds.effective(runs, "sun") == (2, 4)
+    alone = [{"curve": {"formula": list(f)}, "metrics": {"sun": 50.0}} for f in ("abc", "def")]
+    assert seeds.effective(alone, "sun") == (3, 6)
+
+
+def test_a_ratio_names_the_hits_it_rests_on():
+    assert seeds.rests_on([80, 82], [4, 4]) == "over the mean of 2 seeds with 8 hits, 95 % 20 to 20.5"
+    assert seeds.rests_on([8, 8], [0, 4]).endswith("4 hits, 95 % 2 to inf") and seeds.rests_on([8], [0, 0]) == "no hits"

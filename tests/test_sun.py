@@ -54,21 +54,10 @@ def test_interval_of_a_rate():
     assert sun.interval(0, 10)[0] == 0 and sun.interval(10, 10)[1] == 100
 
 
-def test_a_repeated_screening_counts_once():
-    runs = [{"seed": s, "curve": {"formula": list(f)}} for s, f in enumerate(("AB", "BC", "CD", "AB"))]
-    assert [r["seed"] for r in sun.distinct(runs)] == [0, 1, 2]
-
-
 def test_the_miss_is_that_of_the_gap_that_was_asked_for():
     t = table().assign(target=1.0, dir_gap=1.1, pbe_gap=3.0, e_above_hull=0.05, unique=True, new_training=True)
     assert sun.aim(t, len(t)) == {"gap_miss": 2.0, "on_target_sun": 0.0}
     assert sun.aim(t, len(t), "dir_gap") == {"gap_miss": pytest.approx(0.1), "on_target_sun": 100.0}
-
-
-def test_formulas_that_seeds_share_count_once():
-    runs = [{"curve": {"formula": ["a", "b", "c", "d"]}, "metrics": {"sun": rate}} for rate in (50.0, 100.0)]
-    assert sun.effective(runs, "sun") == (3, 4)
-
 
 
 def test_rates_are_apart_or_not():
@@ -128,13 +117,14 @@ def test_claims_name_threshold_hull_potential_and_what_is_new():
     row = lambda count: {"candidates": 140, "count_100_training": count, "sun_100_training": count, "sun_100_anywhere": count / 10}
     groups = {m: row(n) for m, n in (("ours", 84), ("random", 0), ("screening", 70), ("paper", 28))}
     hits = {"ours": {"enrichment_140_any gap": 20.0}, "screening": {"enrichment_140_any gap": 40.0}}
-    claims = sun.claims_of(groups, {"ours": row(14)}, hits, {"random": 3.5, "screening": 70}, "sevennet-0")
+    claims = sun.claims_of(groups, {"ours": row(14)}, hits, {"random": (3.5, "7 hits"), "screening": (70, "")}, "sevennet-0")
     value = {k: c["value"] for k, c in claims.items()}
     assert value["f3b.sun"] == 84 and value["f3b.sun_count"] == 84 and value["x.sun.as_asked"] == 28 and value["s2.n"] == sun.DRAWN
     assert value["x.sun.over_random"] == 24 and value["x.sun.over_screening"] == 1.2 and value["x.retro.over_screening"] == 0.5
     for name in ("f3b.sun", "x.sun.as_asked", "x.sun.strict", "x.sun.over_random"):
         assert all(word in claims[name]["split"] for word in ("0.1 eV/atom", "list hull", "sevennet-0", "new to"))
-    without = sun.claims_of(groups, {}, {"ours": hits["ours"], "screening": {"enrichment_140_any gap": 0.0}}, {"random": 0}, "sevennet-0")
+    none = {"ours": hits["ours"], "screening": {"enrichment_140_any gap": 0.0}}
+    without = sun.claims_of(groups, {}, none, {"random": (0, "no hits")}, "sevennet-0")
     assert not {"x.sun.strict", "x.sun.over_random", "x.retro.over_screening"} & set(without)          # no ratio to nothing
 
 
@@ -185,3 +175,12 @@ def test_what_is_exported_says_how_often_training_saw_its_elements(monkeypatch, 
 
 def crystal_of(a, b):
     return [4.0] * 3 + [90.0] * 3, [a, b, "F", "F", "F"], crystal.PEROVSKITE
+
+
+def test_the_folder_of_candidates_and_its_table_say_the_same(tmp_path):
+    for names in (("KMgF3", "RbMgF3"), ("CsMgF3",)):
+        sun.write(tmp_path / "new", pd.DataFrame({"formula": names}), [crystal_of(n.split("Mg")[0], "Mg") for n in names])
+        assert sorted(p.stem for p in (tmp_path / "new").glob("*.cif")) == sorted(names)
+    (tmp_path / "new" / "mine.cif").write_text("")
+    sun.write(tmp_path / "new", pd.DataFrame({"formula": []}), [])
+    assert [p.name for p in (tmp_path / "new").glob("*.cif")] == ["mine.cif"]

@@ -40,3 +40,14 @@ def test_published_values_stand_without_a_run_of_ours():
     assert frame.loc[("mp_20", "FTCP"), "SM here (%)"] == 40.0 and frame.loc[("mp_20", "FTCP"), "published SM (%)"] == 69.89
     assert math.isnan(frame.loc[("carbon_24", "CDVAE"), "SM here (%)"])
     assert frame.loc[("mp_20", "FTCP"), "epochs"] == 28 and len(frame) >= 9
+
+
+def test_who_is_first_is_asked_on_every_data_set(monkeypatch):
+    ours = {"perov_5-production": 99.9, "carbon_24-flow": 95.0, "mp_20-flow": 86.0}
+    written = {}
+    monkeypatch.setattr(table1.results, "write_run", lambda experiment, run, **words: written.update(words))
+    for mp_20, first in ((86.0, 1.0), (60.0, 0.0)):
+        runs = [run(e, sm_cdvae=v, epochs=1) for e, v in (ours | {"mp_20-flow": mp_20}).items()]
+        monkeypatch.setattr(table1.results, "read_runs", lambda root, runs=runs: runs)
+        table1.record()
+        assert written["claims"]["t1.first"]["value"] == first == written["metrics"]["mp_20"] and written["metrics"]["perov_5"] == 1.0
