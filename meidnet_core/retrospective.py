@@ -63,11 +63,12 @@ def searched(tool, method, seed):
 
 
 def chosen(tool, method, seed):
-    """{window: max(SIZES) proposals of a method}; random methods draw, the others rank what they find."""
-    if method in ("window", "random"):
-        return {name: tool.propose(method, targets(w) or {"any": 0.0}, max(SIZES), seed) for name, w in WINDOWS.items()}
+    """({window: max(SIZES) proposals of a method}, how many compositions it looked at); random methods draw, the others rank."""
     found = searched(tool, method, seed)
-    return {name: inside(tool, found, w, max(SIZES)) for name, w in WINDOWS.items()}
+    met = len({data.composition_key(n) for n in found.crystals.numbers})
+    if method in ("window", "random"):
+        return {name: tool.propose(method, targets(w) or {"any": 0.0}, max(SIZES), seed) for name, w in WINDOWS.items()}, met
+    return {name: inside(tool, found, w, max(SIZES)) for name, w in WINDOWS.items()}, met
 
 
 def configuration(tool, method):
@@ -78,9 +79,10 @@ def configuration(tool, method):
 
 def run(tool, method, seed):
     """Hits and enrichment of one method and seed over all windows; writes data/results/retrospective-<method>/seed<seed>.json."""
-    start, truth, m = time.time(), held_out(), {}
-    pool = set(map(site_key, tool.pool(False).crystals.numbers))
-    for name, p in chosen(tool, method, seed).items():
+    start, truth, pool = time.time(), held_out(), set(map(site_key, tool.pool(False).crystals.numbers))
+    proposals, met = chosen(tool, method, seed)
+    m = {"met": met, "window": len(tool.pool(True).mean)}
+    for name, p in proposals.items():
         good = {k for k, labels in truth.items() if k in pool and meets(labels, WINDOWS[name])}
         hit, chance = np.array([site_key(n) in good for n in p.crystals.numbers], bool), len(good) / len(pool)
         m |= {f"possible_{name}": len(good), f"chance_{name}": chance}

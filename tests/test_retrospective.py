@@ -49,9 +49,9 @@ def test_every_window_is_answered_from_all_searches():
             numbers = np.array([[38 + len(asked), 22, 8, 8, 8]], np.int16)
             cells = oqmd.cells("x", "all", ["0"], numbers, np.full(1, 4.0), np.full((1, 5), np.nan))
             return candidates.Proposal(cells, np.zeros((1, 5)), np.zeros((1, 5)), np.ones(1))
-    found = retrospective.chosen(Tool(), "ours", 3)
+    found, met = retrospective.chosen(Tool(), "ours", 3)
     assert asked == [("ours", gap, seed) for gap in (None, 1.25, 3.0, 5.0) for seed in (6, 7)]
-    assert {len(p.mean) for p in found.values()} == {8} and list(found) == list(retrospective.WINDOWS)
+    assert {len(p.mean) for p in found.values()} == {8} == {met} and list(found) == list(retrospective.WINDOWS)
     asked.clear()
-    assert {len(p.mean) for p in retrospective.chosen(Tool(), "screening", 3).values()} == {1} and asked == [("screening", None, 3)]
+    assert {len(p.mean) for p in retrospective.chosen(Tool(), "screening", 3)[0].values()} == {1} and asked == [("screening", None, 3)]
     assert "searches" in retrospective.configuration(Tool(), "unmoved") and "searches" not in retrospective.configuration(Tool(), "window")
