@@ -108,8 +108,8 @@ def effective(runs, key):
 
 def rests_on(ours, others):
     """What the ratio of two mean counts over seeds rests on, in words: the hits below the line and its 95 % bootstrap interval."""
-    if not sum(others):
+    if not np.sum(others):
         return "no hits"
     ratio = lambda a, b: a.mean() / b.mean() if b.any() else np.inf
     _, low, high = interval(ratio, np.asarray(ours), np.asarray(others))
-    return f"over the mean of {len(others)} seeds with {sum(others)} hits, 95 % {low:.3g} to {high:.3g}"
+    return f"over the mean of {len(others)} seeds with {np.sum(others):.0f} hits, 95 % {low:.3g} to {high:.3g}"

@@ -275,8 +275,8 @@ def figures():
     if len(potentials) > 1:
         raise ValueError(f"{results.RESULTS}/sun-*: runs mix potentials: {', '.join(sorted(potentials))}")
     potential = next(iter(potentials), None)
-    counts = {m: [r["count_100_training"] for r in groups.get(m, {}).values()] for m in ("ours", "random", "screening")}
-    others = {m: (np.mean(counts[m] or [0]), seeds.rests_on(counts["ours"], counts[m])) for m in ("random", "screening")}
+    counts = {m: seeds.values(seeds.distinct(plain.get(m, [])), "count_100_training") for m in ("ours", "random", "screening")}
+    others = {m: (counts[m].mean() if len(counts[m]) else 0.0, seeds.rests_on(counts["ours"], counts[m])) for m in ("random", "screening")}
     for seed in sorted(set.intersection(*(set(groups.get(m, {})) for m in ("ours", "random", "screening")))):
         at = ({m: runs[seed] for m, runs in found.items() if seed in runs} for found in (groups, new, retro))
         claims = claims_of(*at, others, potential)
