@@ -112,4 +112,4 @@ def rests_on(ours, others):
         return "no hits"
     ratio = lambda a, b: a.mean() / b.mean() if b.any() else np.inf
     _, low, high = interval(ratio, np.asarray(ours), np.asarray(others))
-    return f"over the mean of {len(others)} seeds with {np.sum(others):.0f} hits, 95 % {low:.3g} to {high:.3g}"
+    return f"over the mean of {len(others)} distinct runs with {np.sum(others):.0f} hits, 95 % {low:.3g} to {high:.3g}"

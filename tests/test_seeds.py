@@ -70,5 +70,5 @@ def test_formulas_that_seeds_share_count_once():
 
 
 def test_a_ratio_names_the_hits_it_rests_on():
-    assert seeds.rests_on([80, 82], [4, 4]) == "over the mean of 2 seeds with 8 hits, 95 % 20 to 20.5"
+    assert seeds.rests_on([80, 82], [4, 4]) == "over the mean of 2 distinct runs with 8 hits, 95 % 20 to 20.5"
     assert seeds.rests_on([8, 8], [0, 4]).endswith("4 hits, 95 % 2 to inf") and seeds.rests_on([8], [0, 0]) == "no hits"
