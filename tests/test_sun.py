@@ -119,6 +119,9 @@ def test_claims_name_threshold_hull_potential_and_what_is_new():
     hits = {"ours": {"enrichment_140_any gap": 20.0}, "screening": {"enrichment_140_any gap": 40.0}}
     claims = sun.claims_of(groups, {"ours": row(14)}, hits, {"random": (3.5, "7 hits"), "screening": (70, "")}, "sevennet-0")
     value = {k: c["value"] for k, c in claims.items()}
+    hits["ensemble"] = {"enrichment_140_any gap": 44.0}
+    told = sun.claims_of(groups, {}, hits, {"random": (0, ""), "screening": (0, "")}, "sevennet-0")["x.retro.over_screening"]["split"]
+    assert told.endswith("; screening with all models has 44.0 times chance")
     assert value["f3b.sun"] == 84 and value["f3b.sun_count"] == 84 and value["x.sun.as_asked"] == 28 and value["s2.n"] == sun.DRAWN
     assert value["x.sun.over_random"] == 24 and value["x.sun.over_screening"] == 1.2 and value["x.retro.over_screening"] == 0.5
     for name in ("f3b.sun", "x.sun.as_asked", "x.sun.strict", "x.sun.over_random"):
