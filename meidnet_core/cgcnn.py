@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from . import checkpoint, crystal, data, experiments, metrics, oqmd, results
-from .config import Config, renamed
+from .config import SPLIT_SCHEMES, Config, renamed
 from .losses import property_loss
 from .train import Run, bar, make_optimizer, pick_device, train_epoch
 
@@ -315,7 +315,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=SETTINGS.epochs)
-    parser.add_argument("--split-scheme", default="cdvae", choices=["cdvae", "grouped"])
+    parser.add_argument("--split-scheme", default="cdvae", choices=SPLIT_SCHEMES)
     parser.add_argument("--independent", action="store_true", help="the judge of generated crystals instead: PBE gaps of OQMD")
     args = vars(parser.parse_args())
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass, fields, replace
 
+SPLIT_SCHEMES = ("cdvae", "grouped")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -62,7 +64,7 @@ class Config:
     def __post_init__(self):
         allowed = {"fusion": ("early", "late"), "curriculum": ("exp", "linear", "none"),
                    "optimizer": ("adam", "adamw"), "schedule": ("constant", "onecycle"),
-                   "split_scheme": ("cdvae", "grouped")}
+                   "split_scheme": SPLIT_SCHEMES}
         for key, values in allowed.items():
             if getattr(self, key) not in values:
                 raise ValueError(f"Config.{key} = {getattr(self, key)!r}: expected one of {', '.join(values)}")

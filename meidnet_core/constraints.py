@@ -241,6 +241,7 @@ def main():
     record_shares(splits)
     choice = (CONSISTENT, "constraints-consistent") if args.consistent else (REGIMES, "constraints")
     done = [record(seed, splits, deadline, *choice) for seed in range(args.seeds)]
+    restate()
     results.write_claims()
     print(f"{sum(done)} of {args.seeds} seeds recorded")
 

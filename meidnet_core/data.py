@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from . import crystal
+from .config import SPLIT_SCHEMES
 from .crystal import atomic_number, symbol
 from .sources import DataError, cache_dir, check_cells, locate
 
@@ -22,9 +23,9 @@ LABELS = {
     "mp_20": {"band_gap": "gap, PBE (eV)", "formation_energy_per_atom": "formation energy, PBE (eV/atom)"},
     "carbon_24": {"energy_per_atom": "total energy, PBE (eV/atom)"},
 }
-SPLITS, SCHEMES = ("train", "val", "test"), ("cdvae", "grouped")
-SMALLER = {"carbon_24": "trained on 2,897 of the original 6,091 cells"}   # what stands beside every claim on such a data set
+SPLITS = ("train", "val", "test")
 ORIGINAL = {"carbon_24": 6091}                                       # cells of the published training split
+SMALLER = {"carbon_24": f"trained on 2,897 of the original {ORIGINAL['carbon_24']:,} cells"}     # beside every claim on such a data set
 VERSION = 1                                                          # of the canonical form: part of the cache key
 
 
@@ -194,8 +195,8 @@ def load(name, split, scheme="cdvae", labels=None, processes=None):
         raise DataError(f"unknown data set {name!r}: expected one of {', '.join(LABELS)}")
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
-    if scheme not in SCHEMES:
-        raise DataError(f"unknown scheme {scheme!r}: expected one of {', '.join(SCHEMES)}")
+    if scheme not in SPLIT_SCHEMES:
+        raise DataError(f"unknown scheme {scheme!r}: expected one of {', '.join(SPLIT_SCHEMES)}")
     labels = tuple(labels or LABELS[name])
     if scheme == "grouped":
         return grouped([load(name, s, "cdvae", labels, processes) for s in SPLITS], split)

@@ -16,14 +16,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import data, dft, evidence, flows, hull, results
+from . import data, dft, evidence, flows, hull, phonons, results
 from .crystal import to_structure
 from .potentials import get_calculator
 from .relax import relax
 
 SUBSTITUTED = {"La2Se3": ("La2S3", "Tm2Se3", "Lu2S3")}  # a ground state without a cell in MP-20, of up to 20 atoms: cells to put it in
 PHASES = results.ROOT / "data" / "reference" / "phases"
-IDEAL = {"Co3O4": 0.2}                                # angstrom: phases of MP-20 that go back on the sites of their space group
+# Phases that go back on the sites of the space group found within so many angstrom: MP-20 keeps Co3O4 as a spinel distorted by its
+# ferromagnetic order, with one symmetry operation in place of 24 and 63 k-points.
+IDEAL = {"Co3O4": 0.2}
 CORE_4F = {"Yb": "2p", "Eu": "2p"}                    # valence of the lanthanides whose 4f is in the core; of europium, except in:
 TRIVALENT = (*dft.TRIVALENT, "Eu2O3")
 
@@ -32,15 +34,8 @@ TRIVALENT = (*dft.TRIVALENT, "Eu2O3")
 def known_cells():
     """{hull.whole of a composition: its cell in MP-20 of the lowest formation energy}, and those of PHASES where MP-20 has none."""
     cells = {hull.reduced(cell[1]): cell for cell in flows.read_table(PHASES).values()} | mp20_cells()
-    return cells | {key: ideal(cells[key], d) for key, d in ((hull.whole_of(f), d) for f, d in IDEAL.items()) if key in cells}
-
-
-def ideal(cell, distance):
-    """Primitive cell on the sites of the space group found within `distance` (angstrom). MP-20 keeps Co3O4 as a spinel distorted by
-    its ferromagnetic order: one symmetry operation in place of 24, and 63 k-points."""
-    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
-    found = SpacegroupAnalyzer(to_structure(*cell), symprec=distance).get_primitive_standard_structure()
-    return [*found.lattice.abc, *found.lattice.angles], [e.symbol for e in found.species], found.frac_coords
+    distorted = {hull.whole_of(f): within for f, within in IDEAL.items()}
+    return cells | {key: phonons.primitive(cells[key], within)[0] for key, within in distorted.items() if key in cells}
 
 
 def mp20_cells():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import checkpoint, data, ions, metrics, oqmd, results
-from .config import PRESETS, PRODUCTION, Config, renamed
+from .config import PRESETS, PRODUCTION, SPLIT_SCHEMES, Config, renamed
 from .design import navigate
 from .train import pick_device, train
 
@@ -216,7 +216,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", choices=[*PRESETS, "data", "workflow", "card"], help="a configuration to train, or what else to record")
     parser.add_argument("--dataset", choices=list(data.LABELS), help="default: that of the preset")
-    parser.add_argument("--split-scheme", default="cdvae", choices=["cdvae", "grouped"])
+    parser.add_argument("--split-scheme", default="cdvae", choices=SPLIT_SCHEMES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
     args = parser.parse_args()

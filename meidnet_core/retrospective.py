@@ -81,7 +81,7 @@ def run(tool, method, seed):
     """Hits and enrichment of one method and seed over all windows; writes data/results/retrospective-<method>/seed<seed>.json."""
     start, truth, pool = time.time(), held_out(), set(map(site_key, tool.pool(False).crystals.numbers))
     proposals, met = chosen(tool, method, seed)
-    m = {"met": met, "window": len(tool.pool(True).mean)}
+    m = {"met": met}
     for name, p in proposals.items():
         good = {k for k, labels in truth.items() if k in pool and meets(labels, WINDOWS[name])}
         hit, chance = np.array([site_key(n) in good for n in p.crystals.numbers], bool), len(good) / len(pool)
