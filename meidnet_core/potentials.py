@@ -8,6 +8,9 @@ live beside the other packages: it runs as a worker in the Python named by MEIDN
 import os
 from pathlib import Path
 
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes
+
 from .worker import WorkerCalculator
 
 # name -> (what it was trained on, file of a local checkpoint or None when the weights come inside the package)
@@ -136,3 +139,33 @@ def _esen(name, device, path):
         raise PotentialError("esen-30m-oam: set MEIDNET_FAIRCHEM1_PYTHON to the Python of an environment with fairchem-core==1.10.0 (it "
                              "wants torch 2.4 and numpy < 2), and put esen_30m_oam.pt into MEIDNET_POTENTIALS or log in to the hub there")
     return WorkerCalculator(python, ESEN, str(path) if path else None, device)
+
+
+class Pressed(Calculator):
+    """Another calculator under hydrostatic pressure (eV/angstrom^3): its energy is the enthalpy E + pV, its stress that of the enthalpy.
+
+    Whatever minimises an energy over atoms and cell then finds the crystal at this pressure.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]
+
+    def __init__(self, calculator, pressure):
+        super().__init__()
+        self.calculator, self.pressure = calculator, pressure
+        self.process = getattr(calculator, "process", None)            # by which relax.passing sees a dead worker
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        inner = self.atoms.copy()
+        inner.calc = self.calculator
+        enthalpy = float(inner.get_potential_energy()) + self.pressure * inner.get_volume()
+        stress = inner.get_stress() + self.pressure * np.array([1, 1, 1, 0, 0, 0])
+        self.results = {"energy": enthalpy, "free_energy": enthalpy, "forces": inner.get_forces(), "stress": stress}
+
+
+def held_at(atoms, calculator):
+    """The calculator under the pressure at which the cell of these cubic `atoms` is in equilibrium: potentials trained on PBE make
+    oxides a per cent too long, which is enough for a polar mode (SrTiO3)."""
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    return Pressed(calculator, -float(np.mean(atoms.get_stress()[:3])))

@@ -6,6 +6,7 @@ tournament, crossover, mutation; the search is refreshed with the soft modes of 
 polymorphs without soft modes the most symmetric one is taken.
 
     python -m meidnet_core.repair KTaSe3 LaScSe3 --potential sevennet-0 --generations 19 --minutes 8 --seed 0
+    python -m meidnet_core.repair SrTiO3 --lattice 3.905          # under the pressure that gives the cubic cell its measured size
 """
 
 import argparse
@@ -280,14 +281,33 @@ def _plain(row):
     return plain if plain["spacegroup"] else plain | {"spacegroup": phonons.spacegroup(cell_from(row), 0.05), "symprec": 0.05}
 
 
+def parents(formulas, potential, lattice=None):
+    """Rows like relax.relax's of the cubic cells: relaxed by the potential, or at this lattice constant (angstrom)."""
+    from . import candidates
+    if lattice is None:
+        return candidates.relaxed_cubic(formulas, potential)
+    return [{"status": "ok", "lattice": [*3 * [lattice], 90, 90, 90], "symbols": symbols, "frac": frac}
+            for _, symbols, frac in candidates.cells_of(formulas)]
+
+
+def held(row, potential):
+    """Calculator under the pressure that holds the cubic cell of a row, and that pressure (GPa)."""
+    from ase.units import GPa
+
+    from .potentials import get_calculator, held_at
+    calculator = held_at(relax.to_atoms(cell_from(row)), get_calculator(potential, "cpu"))
+    return calculator, round(calculator.pressure / GPa, 3)
+
+
 def write(result, folder, cifs):
     """Store a result as <name>-<potential>-seed<k>.json and its chosen polymorph as <name>.cif (<name>-seed<k>.cif unless k is 0, whose
-    polymorphs went on to DFT); returns the JSON's path."""
+    polymorphs went on to DFT; with -a<lattice> when pressure held the cubic cell); returns the JSON's path."""
     from .results import _write_atomic
     path = Path(folder) / f"{result['name']}-{result['potential']}-seed{result['seed']}.json"
     _write_atomic(path, json.dumps(result, ensure_ascii=False) + "\n")
     if result.get("lattice"):
-        cif = Path(cifs) / (result["name"] + (f"-seed{result['seed']}" if result["seed"] else "") + ".cif")
+        at = f"-a{result['held_at']:g}" if result.get("held_at") else ""
+        cif = Path(cifs) / (result["name"] + at + (f"-seed{result['seed']}" if result["seed"] else "") + ".cif")
         _write_atomic(cif, phonons._structure(cell_from(result)).to(fmt="cif", symprec=result["symprec"]))
     return path
 
@@ -308,20 +328,22 @@ def search_table(found):
 
 
 def main():
-    from . import candidates, results
+    from . import results
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("formulas", nargs="+")
     for name, value in (("potential", "sevennet-0"), ("generations", 19), ("minutes", 8.0), ("seed", 0)):
         parser.add_argument(f"--{name}", type=type(value), default=value)
+    parser.add_argument("--lattice", type=float, help="angstrom, at which pressure holds the cubic cell: energies are enthalpies then")
     args = parser.parse_args()
-    data = results.ROOT / "data"
-    rows = candidates.relaxed_cubic(args.formulas, args.potential)
-    for formula, row in zip(args.formulas, rows):
-        if (data / "polymorphs" / f"{formula}-{args.potential}-seed{args.seed}.json").exists():
+    data, name = results.ROOT / "data", args.potential + (f"-a{args.lattice:g}" if args.lattice else "")
+    for formula, row in zip(args.formulas, parents(args.formulas, args.potential, args.lattice)):
+        if (data / "polymorphs" / f"{formula}-{name}-seed{args.seed}.json").exists():
             continue
-        result = {"name": formula, "potential": args.potential, "seed": args.seed, "status": row["status"]} if "lattice" not in row else \
-            repair(formula, cell_from(row), args.potential, results.ROOT / "runs" / "repair", generations=args.generations,
-                   minutes=args.minutes, seed=args.seed)
+        calculator, pressure = held(row, args.potential) if args.lattice else (None, None)
+        result = {"name": formula, "potential": name, "seed": args.seed, "status": row["status"]} if "lattice" not in row else \
+            repair(formula, cell_from(row), name, results.ROOT / "runs" / "repair", generations=args.generations,
+                   minutes=args.minutes, seed=args.seed, calculator=calculator)
+        result |= {"held_at": args.lattice, "pressure": pressure} if args.lattice else {}
         write(result, data / "polymorphs", data / "candidates" / "polymorphs")
         print({k: result.get(k) for k in ("name", "status", "spacegroup_after", "gain", "lowest_before", "lowest_after", "seconds")})
 

@@ -101,3 +101,33 @@ def test_a_dead_worker_is_told():
     atoms.calc.process.wait()
     with pytest.raises(WorkerError, match="gone|ended"):
         atoms.get_potential_energy()
+
+
+def test_pressure_is_enthalpy_and_its_gradient():
+    from ase.calculators.emt import EMT
+    atoms = bulk("Cu", "fcc", a=3.5, cubic=True)
+    atoms.rattle(0.05, seed=0)
+    atoms.calc = EMT()
+    energy, stress, forces = atoms.get_potential_energy(), atoms.get_stress(), atoms.get_forces()
+    atoms.calc = potentials.Pressed(EMT(), 0.02)
+    assert atoms.get_potential_energy() == pytest.approx(energy + 0.02 * atoms.get_volume())
+    assert np.allclose(atoms.get_stress() - stress, 0.02 * np.array([1, 1, 1, 0, 0, 0])) and np.allclose(atoms.get_forces(), forces)
+    enthalpy = {}
+    for strain in (-1e-4, 1e-4):                                       # dH = V tr(stress) strain
+        scaled = atoms.copy()
+        scaled.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
+        scaled.calc = potentials.Pressed(EMT(), 0.02)
+        enthalpy[strain] = scaled.get_potential_energy()
+    slope = (enthalpy[1e-4] - enthalpy[-1e-4]) / 2e-4
+    assert slope == pytest.approx(atoms.get_volume() * atoms.get_stress()[:3].sum(), rel=1e-3)
+
+
+def test_a_held_crystal_relaxes_to_the_cell_at_which_it_is_held():
+    from ase.calculators.emt import EMT
+
+    from meidnet_core import relax
+    cell = ([3.5] * 3 + [90.0] * 3, ["Cu"] * 4, bulk("Cu", "fcc", a=3.5, cubic=True).get_scaled_positions())
+    calculator = potentials.held_at(relax.to_atoms(cell), EMT())
+    assert calculator.pressure > 0                                     # EMT's own constant is 3.59 angstrom
+    away = ([3.6] * 3 + [90.0] * 3, *cell[1:])
+    assert relax.relax(away, calculator, fmax=0.001)["lattice"][0] == pytest.approx(3.5, abs=0.002)
