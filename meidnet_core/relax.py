@@ -74,6 +74,20 @@ def relax(cell, calculator, start="ideal", fmax=FMAX, steps=STEPS, seed=0):
                   "frac": np.round(atoms.get_scaled_positions(), 6).tolist()}
 
 
+def off_centre(cell, calculator, direction, shifts=(0.04, 0.1)):
+    """Row of the lowest relaxation that begins with one of the first two sites (the cations of an ABX3 cell) moved along `direction`
+    (3,) by one of `shifts` (of the lattice constant). RuntimeError when none of them ends."""
+    step, rows = np.asarray(direction) / np.linalg.norm(direction), []
+    for site, shift in ((site, shift) for site in (0, 1) for shift in shifts):
+        frac = np.array(cell[2], float)
+        frac[site] += shift * step
+        rows.append(relax((cell[0], cell[1], frac), calculator))
+    ended = [r for r in rows if r["status"] == "ok"]
+    if not ended:
+        raise RuntimeError(f"{''.join(cell[1])} off centre along {direction}: {', '.join(r['status'] for r in rows)}")
+    return min(ended, key=lambda r: r["energy_per_atom"])
+
+
 def passing(error, calculator):
     """Is a failure of the machine, not of the crystal? As a row it would be kept for ever."""
     import torch

@@ -180,3 +180,19 @@ def test_a_killed_screening_goes_on(emt, tmp_path, monkeypatch):
 def test_an_unknown_start_is_a_clear_error():
     with pytest.raises(ValueError, match="start 'ratled': expected one of ideal, rattled"):
         relax.relax(COPPER, EMT(), "ratled")
+
+
+def test_off_centre_takes_the_lowest_that_ends(monkeypatch):
+    cell, asked = ([4.0] * 3 + [90.0] * 3, ["Ba", "Ti", "O", "O", "O"], np.zeros((5, 3))), []
+
+    def relaxed(cell, calculator):
+        asked.append(cell[2])
+        ends = len(asked) != 2                                          # the second would be the lowest
+        return {"status": "ok" if ends else "exploded: x", "energy_per_atom": {2: -9.0, 3: -2.0}.get(len(asked), -1.0), "n": len(asked)}
+
+    monkeypatch.setattr(relax, "relax", relaxed)
+    assert relax.off_centre(cell, None, (0, 0, 2))["n"] == 3
+    assert [f[:2, 2].tolist() for f in asked] == [[0.04, 0], [0.1, 0], [0, 0.04], [0, 0.1]] and not any(f[:, :2].any() for f in asked)
+    monkeypatch.setattr(relax, "relax", lambda *a: {"status": "exploded: x"})
+    with pytest.raises(RuntimeError, match="BaTiOOO off centre along .*exploded"):
+        relax.off_centre(cell, None, (1, 1, 1))
