@@ -35,6 +35,8 @@ def test_one_setting_at_a_time_is_varied(fake):
 def test_differences_are_counted_from_the_finest(fake):
     rows = convergence.relative(convergence.measure("BaHfSe3"))
     assert rows[4]["energy"] == rows[7]["gap"] == 0
+    m = results.read_run("dft-convergence", convergence.write("BaHfSe3").stem)["metrics"]
+    assert m == {k: rows[i][k.split("_")[1]] for k, i in (("cutoff_energy", 0), ("cutoff_gap", 0), ("mesh_energy", 5), ("mesh_gap", 5))}
     assert rows[0]["energy"] == pytest.approx(1000 * (1 / 350 - 1 / 700)) and rows[5]["gap"] == pytest.approx(1000 * (1 / 4 - 1 / 8))
 
 
