@@ -47,6 +47,7 @@ MESHES = {"5 with Γ": FIRST, "10 without Γ": SECOND}
 CUTOFFS = {"SrSnO3": (FIRST, (400, 800))}                             # eV, beside that of the profile
 LEAST, WANTED = 1.0, 41                                                # eV, smallest direct gap of a validation material; how many
 LIGHT = {8: 150, 4: 90}                                                # most electrons of a validation cell with so many operations
+OPEN, TRIED = 0.3, 16                                                  # eV, a predicted PBE gap worth calculating; how many candidates
 HEAVY = {*range(57, 72)}                                               # La and the lanthanides have no GLLB-SC setup
 
 
@@ -277,7 +278,17 @@ def treatable(table):
     return table.assign(reason=reason)
 
 
-def candidates(count=16, ranks=1, minutes=None):
+def selected(table, count=TRIED):
+    """`treatable` of candidates, nearest to their target first, and reasons for all but `count` of a predicted PBE gap above OPEN."""
+    table = treatable(table)
+    table = table.iloc[np.argsort(np.abs(table.pbe_gap - table.target), kind="stable")]
+    table.loc[(table.reason == "") & ~(table.pbe_gap > OPEN), "reason"] = f"treatable; predicted PBE gap not above {OPEN} eV"
+    late = table.index[table.reason == ""][count:]
+    table.loc[late, "reason"] = f"treatable; prediction farther from the target than those of the {count} calculated"
+    return table
+
+
+def candidates(count=TRIED, ranks=1, minutes=None):
     """GLLB-SC and PBE gaps of proposals (relaxed cubic cells, predicted gap nearest to the target first), beside target and prediction.
 
     Writes data/results/gllbsc-candidates/seed0.json.
@@ -286,10 +297,9 @@ def candidates(count=16, ranks=1, minutes=None):
     from pymatgen.core import Structure
     from tqdm.auto import tqdm
     folder, start, rows = results.ROOT / "data" / "candidates", time.time(), []
-    table = treatable(pd.read_csv(folder / "candidates.csv"))
-    open_to = table[(table.reason == "") & (table.pbe_gap > 0.3)]
-    open_to = open_to.iloc[np.argsort(np.abs(open_to.pbe_gap - open_to.target), kind="stable")[:count]]
-    for c in tqdm(list(open_to.itertuples()), desc="GLLB-SC"):
+    listed = pd.read_csv(folder / "candidates.csv")
+    table = treatable(listed)
+    for c in tqdm(list(selected(listed, count).query("reason == ''").itertuples()), desc="GLLB-SC"):
         if minutes and time.time() - start > 60 * minutes:
             break
         s = Structure.from_file(folder / f"{c.formula}.cif")

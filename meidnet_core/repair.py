@@ -59,8 +59,25 @@ class Ledger:
 
 
 def serial(calculator, fmax=FMAX, steps=STEPS):
-    """evaluate(cells) of one ASE calculator: rows of relax.relax, one by one. A batched engine takes its place with the same answer."""
+    """evaluate(cells) of one ASE calculator: rows of relax.relax, one by one. batch.relaxer takes its place with the same answer."""
     return lambda cells: (relax.relax(c, calculator, "ideal", fmax, steps) for c in cells)
+
+
+def engine(potential, batch=None, wrap=lambda calculator: calculator):
+    """(calculator, evaluate of individuals, settle of the lowest ones) of a potential, where relax.place puts it.
+
+    On a GPU SevenNet relaxes `batch` cells side by side. On a CPU one by one is the default: there the time goes into the atoms, however
+    they are grouped, and a batch gains nothing. Phonons go one by one anywhere. wrap: puts another calculator around one (pressure).
+    PotentialError for a batch of a potential that cannot be batched.
+    """
+    from .batch import relaxer
+    from .potentials import get_calculator
+    device, size = relax.place(potential, "auto", batch)
+    calculator, kinds = wrap(get_calculator(potential, device)), ((FMAX, STEPS), (relax.FMAX, 2 * STEPS))
+    if not size:
+        return calculator, *(serial(calculator, *kind) for kind in kinds)
+    own = get_calculator(potential, device)                                  # batches change the network: phonons need the other one
+    return calculator, *(relaxer(own, size, *kind, wrap) for kind in kinds)
 
 
 def _modes(ph, most=None):
@@ -200,15 +217,18 @@ def _reduced(row):
 # ---- repair -------------------------------------------------------------------------------------------
 
 def repair(name, cell, potential, folder, *, generations=19, offspring=3, population=12, minutes=None, seed=0, calculator=None,
-           evaluate=None, progress=True):
+           evaluate=None, settle=None, batch=None, progress=True):
     """Repair of one relaxed cubic cell -> JSON-able dict; folder keeps the answers, so that a killed call goes on.
 
     status: repaired | not repaired | no soft modes | failed: reason. Energies in eV/atom, gain = parent - chosen; frequencies in THz,
-    soft below phonons.SOFT. spacegroup_before/after, lowest_before/after, lattice, symbols, frac of the chosen polymorph (of the lowest
+    soft below phonons.SOFT. calculator, evaluate, settle: of `engine` with this batch; relaxations with a given calculator alone are
+    serial. spacegroup_before/after, lowest_before/after, lattice, symbols, frac of the chosen polymorph (of the lowest
     one when none is free of soft modes), polymorphs (lowest first, lowest = None where no phonons were computed), seconds (CPU).
     """
-    from .potentials import get_calculator
-    calculator, path = calculator or get_calculator(potential, "cpu"), Path(folder) / f"{name}-{potential}-seed{seed}.jsonl"
+    if calculator is None:
+        calculator, *both = engine(potential, batch)
+        evaluate, settle = evaluate or both[0], settle or both[1]
+    settle, path = settle or serial(calculator, relax.FMAX, 2 * STEPS), Path(folder) / f"{name}-{potential}-seed{seed}.jsonl"
     out = {"name": name, "potential": potential, "seed": seed, "threshold": phonons.SOFT, "generations_asked": generations}
     ledger = Ledger(path)
     parent = ledger.ask("parent", [cell], lambda cells: (examine(c, calculator, False) for c in cells))[0]
@@ -220,15 +240,15 @@ def repair(name, cell, potential, folder, *, generations=19, offspring=3, popula
     if found["status"] == "ok":
         ledger = Ledger(path)                                                # with what the search wrote
         ledger.seconds = parent["seconds"] + found["seconds"]
-        polymorphs = _polymorphs(found, parent, ledger, calculator, evaluate or serial(calculator), minutes)
+        polymorphs = _polymorphs(found, parent, ledger, calculator, evaluate or serial(calculator), settle, minutes)
         out |= _chosen(polymorphs, parent) | {"polymorphs": [_plain(p) for p in polymorphs[:8]]}
     return out | {"seconds": round(ledger.seconds, 1)}
 
 
-def _polymorphs(found, parent, ledger, calculator, evaluate, minutes):
+def _polymorphs(found, parent, ledger, calculator, evaluate, settle, minutes):
     """Distinct polymorphs; the lowest ones examined, then their own soft modes followed while none is free of them."""
     top = [cell_from(r) for r in distinct(found["individuals"])[:SETTLED]]
-    examined, rest = [], distinct(ledger.ask("settle", top, serial(calculator, relax.FMAX, 2 * STEPS)), alike)
+    examined, rest = [], distinct(ledger.ask("settle", top, settle), alike)
     late = lambda: minutes is not None and ledger.seconds > 60 * minutes
     look = lambda row: ledger.ask("examine", [cell_from(row)], lambda cells: (examine(c, calculator) for c in cells))[0]
     while rest and len(examined) < CHECKED and len([e for e in examined if stable(e)]) < LOWEST and not (examined and late()):
@@ -242,7 +262,7 @@ def _polymorphs(found, parent, ledger, calculator, evaluate, minutes):
         examined += [look(r) for r in rows[:1]]
     if not any(map(stable, examined)) and not late():                        # large cells crowd out small ones, whose phonons are surer
         small = [cell_from(r) for r in distinct(found["individuals"]) if len(r["symbols"]) <= SMALL][:SETTLED]
-        rows = distinct(ledger.ask("settle", small, serial(calculator, relax.FMAX, 2 * STEPS)), alike)
+        rows = distinct(ledger.ask("settle", small, settle), alike)
         examined += [look(r) for r in rows[:LOWEST]]
     return [r for r in distinct(examined + rest, alike) if r["energy_per_atom"] < parent["energy_per_atom"]]
 
@@ -329,20 +349,24 @@ def search_table(found):
 
 def main():
     from . import results
+    from .potentials import Pressed
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("formulas", nargs="+")
-    for name, value in (("potential", "sevennet-0"), ("generations", 19), ("minutes", 8.0), ("seed", 0)):
+    for name, value in (("potential", "sevennet-0"), ("generations", 19), ("offspring", 3), ("minutes", 8.0), ("seed", 0)):
         parser.add_argument(f"--{name}", type=type(value), default=value)
     parser.add_argument("--lattice", type=float, help="angstrom, at which pressure holds the cubic cell: energies are enthalpies then")
+    parser.add_argument("--batch", type=int, help="cells relaxed side by side (SevenNet; on a GPU the default), 0: one by one")
     args = parser.parse_args()
     data, name = results.ROOT / "data", args.potential + (f"-a{args.lattice:g}" if args.lattice else "")
     for formula, row in zip(args.formulas, parents(args.formulas, args.potential, args.lattice)):
         if (data / "polymorphs" / f"{formula}-{name}-seed{args.seed}.json").exists():
             continue
-        calculator, pressure = held(row, args.potential) if args.lattice else (None, None)
+        pressed, pressure = held(row, args.potential) if args.lattice else (None, None)
+        wrap = (lambda c, p=pressed.pressure: Pressed(c, p)) if args.lattice else lambda c: c
+        calculator, evaluate, settle = engine(args.potential, args.batch, wrap)
         result = {"name": formula, "potential": name, "seed": args.seed, "status": row["status"]} if "lattice" not in row else \
-            repair(formula, cell_from(row), name, results.ROOT / "runs" / "repair", generations=args.generations,
-                   minutes=args.minutes, seed=args.seed, calculator=calculator)
+            repair(formula, cell_from(row), name, results.ROOT / "runs" / "repair", generations=args.generations, offspring=args.offspring,
+                   minutes=args.minutes, seed=args.seed, calculator=calculator, evaluate=evaluate, settle=settle)
         result |= {"held_at": args.lattice, "pressure": pressure} if args.lattice else {}
         write(result, data / "polymorphs", data / "candidates" / "polymorphs")
         print({k: result.get(k) for k in ("name", "status", "spacegroup_after", "gain", "lowest_before", "lowest_after", "seconds")})

@@ -4,12 +4,17 @@ The package is driven from its command line and knows no engine but its own. Her
 `initialize_calculator` is replaced for the time of a call, so that it relaxes and computes phonons with our potential. The default
 settings that its wheel lacks (default_settings.json) are given as arguments. It does not resume here, relaxes one structure at a time,
 and takes no seed but Python's and numpy's. The search of ours on the same genes is meidnet_core.repair.
+
+    python -m meidnet_core.vibro KTaSe3 --generations 2 --population 3       # -> data/results/vibroml
 """
 
+import argparse
 import contextlib
 import io
 import os
 import random
+import shutil
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,29 +61,45 @@ def _engine(module, calculator, log):
         module.initialize_calculator = original
 
 
-def search(cell, calculator, folder, *, supercell=(2, 2, 2), delta=0.03, fmax=0.05, generations=2, population=3, offspring=3, seed=0):
-    """VibroML's sweep (one setting) and, when it finds a soft mode, its genetic algorithm.
+def settings(supercell=(2, 2, 2), delta=0.03, fmax=0.05):
+    """The lists of VibroML's sweep: supercells, displacements (angstrom), largest forces of the relaxation before (eV/angstrom).
 
-    Returns {"lowest": THz, interpolated along its path (a small supercell makes a stable crystal soft), "soft": bool, "rows": [status,
-    energy_per_atom (eV), lattice, symbols, frac, file], lowest first}. Everything that VibroML writes, its phonons of the best included,
-    lies in `folder`. VibroError when it gives up.
+    They are tried in step, so all have one length, or one value that stands for all; ValueError if not.
+    """
+    lists = [[tuple(map(int, n)) for n in (supercell if np.ndim(supercell) == 2 else [supercell])],
+             *([float(v) for v in np.atleast_1d(values)] for values in (delta, fmax))]
+    length = max(map(len, lists))
+    if any(len(v) not in (1, length) for v in lists):
+        raise ValueError(f"supercell, delta and fmax have {', '.join(str(len(v)) for v in lists)} values: expected as many of each, or one")
+    return [v * (length if len(v) == 1 else 1) for v in lists]
+
+
+def search(cell, calculator, folder, *, supercell=(2, 2, 2), delta=0.03, fmax=0.05, scales=(0.5,), stretches=(0.0,), ratios=(0.0, 1.0),
+           generations=2, population=3, offspring=3, seed=0):
+    """VibroML's sweep over `settings` and, when it finds a soft mode, its genetic algorithm with the best of them.
+
+    The sweep keeps the setting whose lowest frequency is highest, and ends where the next one adds less than 0.05 THz. The first cells of
+    the genetic algorithm combine scales (of the displacement), stretches (of the cell edges) and ratios (second mode to first).
+    Returns {"lowest": THz, interpolated along its path (a small supercell makes a stable crystal soft), "soft": bool, "setting": the best,
+    "rows": [status, energy_per_atom (eV), lattice, symbols, frac, file], lowest first}. Everything that VibroML writes, its phonons of the
+    best included, lies in `folder`. VibroError when it gives up, ValueError for settings that do not fit.
     """
     from ase.io import write
-    module, folder = _package(), Path(folder).resolve()
+    lists, module, folder = settings(supercell, delta, fmax), _package(), Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     random.seed(seed)
     np.random.seed(seed)                                                     # noqa: NPY002, the generator that VibroML draws from
     cif, atoms = folder / "cell.cif", to_atoms(cell)
     write(cif, atoms)
-    args = _arguments(str(cif), supercell, delta, fmax)
     common = {"phonon_path_npoints": 40, "phonon_dos_grid": (6, 6, 6), "default_traj_kT": 1.0, "num_modes_to_return": 2}
     try:
         with _engine(module, calculator, folder / "vibroml.log"):
-            lowest, _, modes, relaxed = module.run_phonon_calculation_sweep_optimization(
-                args, str(folder / "sweep"), atoms, calculator, "cell", [tuple(supercell)], [delta], [fmax], THRESHOLD, **common)
+            lowest, best, modes, relaxed = module.run_phonon_calculation_sweep_optimization(
+                _arguments(str(cif), *(v[0] for v in lists)), str(folder / "sweep"), atoms, calculator, "cell", *lists, THRESHOLD, **common)
             if modes and lowest < THRESHOLD:
+                args = _arguments(str(cif), *(best[k] for k in ("supercell_dims", "delta", "fmax")))
                 module.run_ga_soft_mode_optimization(
-                    args, str(folder / "ga"), relaxed, modes, 1, [0.5], [0.0], [0.0, 1.0], 1, THRESHOLD, **common,
+                    args, str(folder / "ga"), relaxed, modes, 1, list(scales), list(stretches), list(ratios), 1, THRESHOLD, **common,
                     ga_population_size=population, ga_mutation_rate=0.2, ga_generations=generations,
                     num_new_points_per_iteration=offspring, ga_disp_scale_bounds=(0.1, 2.0), ga_ratio_bounds=(-1.0, 1.0),
                     ga_cell_scale_bounds=(-0.05, 0.05), ga_cell_angle_bounds=(-5.0, 5.0))
@@ -87,7 +108,8 @@ def search(cell, calculator, folder, *, supercell=(2, 2, 2), delta=0.03, fmax=0.
     if not np.isfinite(lowest):
         raise VibroError(f"VibroML came to no phonons; its output is in {folder / 'vibroml.log'}")
     soft = bool(modes and lowest < THRESHOLD)
-    return {"lowest": float(lowest), "soft": soft, "rows": _rows(folder / "ga", calculator) if soft else []}
+    return {"lowest": float(lowest), "soft": soft, "setting": {k: best[k] for k in ("supercell_dims", "delta", "fmax")},
+            "rows": _rows(folder / "ga", calculator) if soft else []}
 
 
 def _arguments(cif, supercell, delta, fmax):
@@ -110,3 +132,44 @@ def _rows(folder, calculator):
                      "lattice": atoms.cell.cellpar().round(6).tolist(), "symbols": atoms.get_chemical_symbols(),
                      "frac": atoms.get_scaled_positions().round(6).tolist()})
     return sorted(rows, key=lambda r: r["energy_per_atom"])
+
+
+def measure(formula, potential="sevennet-0", **options):
+    """`search` below the relaxed cubic cell of a formula; writes data/results/vibroml/<formula>-<potential>.json.
+
+    metrics: gain of the lowest structure as VibroML left it and polished as those of repair.py are (eV/atom below the cubic cell), its
+    lowest frequencies (THz; as in repair.py), evaluations, CPU seconds. VibroError when it finds no soft mode, or its best fails.
+    """
+    from . import candidates, repair, results
+    from .potentials import get_calculator
+    calculator, row = get_calculator(potential, "cpu"), candidates.relaxed_cubic([formula], potential)[0]
+    start, cpu, folder = time.time(), time.process_time(), results.ROOT / "runs" / "vibroml" / f"{formula}-{potential}"
+    shutil.rmtree(folder, ignore_errors=True)                                # VibroML would go on from what another call left
+    found = search(repair.cell_from(row), calculator, folder, **options)
+    best = repair.examine(repair.cell_from(found["rows"][0]), calculator) if found["rows"] else {"status": "no soft modes"}
+    if best.get("lowest") is None:
+        raise VibroError(f"{formula}: {best['status']}; the output of VibroML is in {folder}")
+    below = lambda r: row["energy_per_atom"] - r["energy_per_atom"]
+    metrics = {"lowest_before": found["lowest"], "gain": below(found["rows"][0]), "gain_polished": below(best),
+               "lowest_after": best["lowest"], "lowest_exact_after": best["lowest_exact"],
+               "repaired": int(repair.stable(best)), "evaluations": len(found["rows"]),
+               "cpu_seconds": time.process_time() - cpu}
+    keep = ("energy_per_atom", "lattice", "symbols", "frac", "spacegroup", "symprec", "supercell")
+    return results.write_run("vibroml", f"{formula}-{potential}", config={"potential": potential, "setting": found["setting"], **options},
+                             seed=options.get("seed", 0), data_set="paper, Table S2", split="polymorphs", n=1, metrics=metrics, claims={},
+                             wall_time_s=time.time() - start, best={k: best.get(k) for k in keep})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("formulas", nargs="+")
+    parser.add_argument("--potential", default="sevennet-0")
+    for name, value in (("generations", 2), ("population", 3), ("offspring", 3), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = vars(parser.parse_args())
+    for formula in options.pop("formulas"):
+        print(measure(formula, **options))
+
+
+if __name__ == "__main__":
+    main()

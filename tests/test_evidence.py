@@ -193,6 +193,18 @@ def test_claims_of_a_run_are_written(monkeypatch, tmp_path):
 def test_points_of_the_cubic_zone_have_names():
     assert [evidence.point(k) for k in ((0, 0, 0), (0.5, 0, 0), (-0.5, 0.5, 0), (0.5, -0.5, 0.5))] == ["Γ", "X", "M", "R"]
     assert evidence.point((0.25, 0, 0)) == "(0.25 0 0)"
+    assert [evidence.coordinates(k) for k in ((0, 0, -0.0), (0.5, 0.5, -0.5), (1 / 3, 0, 0))] == ["Γ", "(0.5 0.5 -0.5)", "(0.33 0 0)"]
+
+
+def test_edges_of_repaired_cells_are_coordinates_and_of_cubic_ones_names():
+    stored = {f: r for f in ("KTaSe3", "LaScSe3") if (r := dft.load(f, "quick"))}
+    table, targets = evidence.gap_table(stored).set_index("formula"), results.read_table_s1().set_index("formula").target_gap_ev
+    assert table["target, GLLB-SC (eV)"]["LaScSe3"] == targets["LaScSe3"] == 1 and table["paper, CGCNN (eV)"]["KTaSe3"] == 0.807
+    assert table["from, to"]["LaScSe3"] == "R, Γ" and table["direct at"]["LaScSe3"] == "Γ"
+    after = evidence.repaired_bands()
+    repaired, g = evidence.repaired_edges(after).set_index("material"), after["KTaSe3"]["gap"]
+    assert list(repaired.index) == list(after) and repaired["direct (eV)"]["KTaSe3"] == g["direct"] and repaired["atoms"]["KTaSe3"] == 10
+    assert repaired["direct at"]["KTaSe3"] == "(0.5 0.5 -0.5)" and repaired["from, to"]["KTaSe3"] == "(0.5 0.5 -0.5), Γ"
 
 
 def test_densities_of_states_are_drawn_before_and_after():

@@ -157,6 +157,18 @@ def test_what_cannot_be_treated_has_a_reason():
     assert table.x.tolist() == list(range(8)) and table.formula.tolist() == formulas
 
 
+@needs_pymatgen
+def test_every_candidate_is_calculated_or_has_a_reason():
+    listed = pd.read_csv(results.ROOT / "data" / "candidates" / "candidates.csv")
+    table = gllbsc.selected(listed)
+    run = results.read_run("gllbsc-candidates", "seed0")
+    assert [r["formula"] for r in run["curve"]] == table.formula[table.reason == ""].tolist() and len(table) == len(listed)
+    other = table[table.reason.str.startswith("treatable")]
+    assert len(other) + len(run["curve"]) == run["metrics"]["treatable"]
+    assert (other.pbe_gap[other.reason.str.contains("not above")] <= gllbsc.OPEN).all()
+    assert sorted(gllbsc.selected(listed, 0).formula) == sorted(listed.formula) and "reason" not in listed
+
+
 # ---- one calculation and its row ----------------------------------------------------------------
 
 

@@ -149,6 +149,28 @@ def test_tilted_and_cubic_are_two_polymorphs():
     assert len(repair.distinct([still, still | {"energy_per_atom": None}, still], repair.alike)) == 1
 
 
+def test_a_batch_gives_the_rows_of_one_by_one(monkeypatch):
+    """Two at a time, under pressure; the network of the batches is not that of the calculator, which still answers single crystals."""
+    monkeypatch.setattr(repair, "STEPS", 2)
+    wrap = lambda c: potentials.Pressed(c, 0.01)
+    moved = np.array(STO[2]) + np.array([[0, 0, 0], [0, 0, 0.02], [0.01, 0, 0], [0, 0, 0], [0, 0.01, 0]])
+    cells = [(STO[0], STO[1], moved), ([3.2] * 3 + [90.0] * 3, ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.52]]),
+             ([2.5] * 3 + [60.0] * 3, ["Cu"], [[0.0, 0, 0]])]
+    calculator, evaluate, _ = repair.engine("sevennet-0", 2, wrap)
+    for a, b in zip(evaluate(cells), repair.serial(calculator, repair.FMAX, 2)(cells), strict=True):
+        assert a["symbols"] == b["symbols"] and (a["status"], a["steps"]) == (b["status"], b["steps"]) and 1 <= a["steps"] <= 2
+        assert a["energy_per_atom"] == pytest.approx(b["energy_per_atom"], abs=1e-4)
+        np.testing.assert_allclose(a["frac"], b["frac"], atol=1e-3)
+
+
+def test_a_repair_in_batches(fake, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(repair, "engine", lambda potential, batch: ("none", toy, lambda cells: asked.append(batch) or toy(cells)))
+    monkeypatch.setattr(repair, "examine", lambda c, calculator, polish=True: look(c) if polish else PARENT)
+    out = repair.repair("SrTiO3", STO, "sevennet-0", tmp_path, generations=1, batch=8, progress=False)
+    assert out["status"] == "repaired" and asked == [8]
+
+
 def cubic(formula, calculator):
     return repair.cell_from(relax.relax(candidates.cells_of([formula])[0], calculator))
 

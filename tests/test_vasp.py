@@ -3,10 +3,14 @@
 import re
 import shutil
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from meidnet_core import crystal, vasp
+from meidnet_core import crystal, plots_physics, vasp
+
+matplotlib.use("Agg")
 
 KTASE3 = (np.array([5.135] * 3 + [90.0] * 3), ["K", "Ta", "Se", "Se", "Se"], crystal.PEROVSKITE)
 YBSCSE3 = (KTASE3[0], ["Yb", "Sc", "Se", "Se", "Se"], KTASE3[2])
@@ -220,6 +224,19 @@ def test_bands_of_the_path_it_wrote(put, tmp_path):
     np.testing.assert_allclose(bands["distance"], path["distance"], atol=1e-4)
     assert bands["energies"][0, 0, 1] == pytest.approx(-1.0) and run["efermi"] == pytest.approx(1.0)
     assert run["gap"]["cbm_k"] == pytest.approx([0, 0.25, 0], abs=0.03)
+
+
+def test_bands_are_drawn_as_those_of_gpaw(put, tmp_path):
+    points, levels = path_of(put, tmp_path)
+    put("bands", levels, kpoints=points, icharg=11)
+    run = vasp.read_run(tmp_path)
+    _, axes = plt.subplots(1, 2)
+    left, right = plots_physics.band_structure(run, "MgO", paper_gap=0.5, axes=axes)
+    drawn = [line.get_ydata() for line in left.lines if len(line.get_ydata()) >= len(points)]
+    assert len(drawn) == levels.shape[2] and np.nanmax(drawn[1]) == pytest.approx(0, abs=1e-6)           # from the valence top
+    assert len(right.lines) == 1 and len(right.lines[0].get_ydata()) == 11
+    assert "MgO: indirect gap" in left.get_title() and "Γ" in [t.get_text() for t in left.get_xticklabels()]
+    plt.close(left.figure)
 
 
 FLAT = (np.array([2.5, 2.5, 20, 90, 90, 120.0]), ["B", "N"], np.array([[1 / 3, 2 / 3, 0], [2 / 3, 1 / 3, 0]]))     # short L-M|H-K

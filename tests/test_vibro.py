@@ -1,12 +1,13 @@
 """VibroML with our calculators: a stable crystal is told, a soft one searched (slow), a missing package and a stop are clear errors."""
 
+import json
 import sys
 
 import pytest
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 
-from meidnet_core import candidates, potentials, relax, vibro
+from meidnet_core import candidates, potentials, relax, repair, results, vibro
 
 FCC = ([2.538] * 3 + [60.0] * 3, ["Cu"], [[0.0, 0, 0]])
 
@@ -36,6 +37,60 @@ def test_a_stop_names_the_log_and_the_engine_is_put_back(tmp_path):
     with pytest.raises(vibro.VibroError, match="vibroml.log"):
         vibro.search(FCC, Broken(), tmp_path)
     assert vibro._package().initialize_calculator is before
+
+
+def test_settings_are_lists_of_one_length():
+    assert vibro.settings() == [[(2, 2, 2)], [0.03], [0.05]]
+    assert vibro.settings([(2, 2, 2), (3, 3, 3)], (0.01, 0.03), 0.02) == [[(2, 2, 2), (3, 3, 3)], [0.01, 0.03], [0.02, 0.02]]
+    assert vibro.settings(delta=(0.01, 0.02, 0.03))[0] == [(2, 2, 2)] * 3
+    with pytest.raises(ValueError, match="have 1, 2, 3 values"):
+        vibro.settings((2, 2, 2), (0.01, 0.03), (0.1, 0.05, 0.02))
+
+
+class Package:
+    """What of vibroml.auto_optimize a search calls: keeps what it was given, finds a soft mode with the last setting."""
+
+    initialize_calculator = None
+
+    def run_phonon_calculation_sweep_optimization(self, args, folder, atoms, calculator, prefix, *given, **common):
+        self.sweep = given
+        best = {"supercell_dims": given[0][-1], "delta": given[1][-1], "fmax": given[2][-1]}
+        return -1.5, best, ["a mode"], atoms
+
+    def run_ga_soft_mode_optimization(self, args, folder, atoms, modes, *given, **options):
+        self.ga, self.args, self.options = given, args, options
+
+
+def test_lists_are_handed_over_and_the_best_setting_goes_on(monkeypatch, tmp_path):
+    package = Package()
+    monkeypatch.setattr(vibro, "_package", lambda: package)
+    out = vibro.search(FCC, EMT(), tmp_path, supercell=[(2, 2, 2), (3, 3, 3)], delta=(0.03, 0.01), scales=(0.3, 0.6), ratios=(0.5,),
+                       population=5, generations=4, offspring=7)
+    assert package.sweep == ([(2, 2, 2), (3, 3, 3)], [0.03, 0.01], [0.05, 0.05], vibro.THRESHOLD)
+    assert package.args.supercell_dims == (3, 3, 3) and (package.args.delta, package.args.fmax) == (0.01, 0.05)
+    assert package.ga[1:4] == ([0.3, 0.6], [0.0], [0.5]) and out["setting"]["delta"] == 0.01 and out["soft"] and out["rows"] == []
+    assert [package.options[f"ga_{k}"] for k in ("population_size", "generations")] == [5, 4]
+    assert package.options["num_new_points_per_iteration"] == 7
+    vibro.search(FCC, EMT(), tmp_path)
+    assert package.sweep[:3] == ([(2, 2, 2)], [0.03], [0.05]) and package.ga[1:4] == ([0.5], [0.0], [0.0, 1.0])
+
+
+def test_a_measured_search_is_a_run_file(monkeypatch, tmp_path):
+    row = {"energy_per_atom": -3.0, "lattice": FCC[0], "symbols": FCC[1], "frac": FCC[2]}
+    found = {"lowest": -1.5, "soft": True, "setting": {"delta": 0.03}, "rows": [row | {"energy_per_atom": -3.1}]}
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(results.write_run, "__kwdefaults__", results.write_run.__kwdefaults__ | {"root": tmp_path / "out"})
+    monkeypatch.setattr(potentials, "get_calculator", lambda *args: EMT())
+    monkeypatch.setattr(candidates, "relaxed_cubic", lambda *args: [row])
+    monkeypatch.setattr(vibro, "search", lambda cell, calculator, folder, **options: found)
+    monkeypatch.setattr(repair, "examine", lambda *args: row | {"energy_per_atom": -3.2, "lowest": -1.0, "lowest_exact": -0.9,
+                                                               "spacegroup": "P1 (1)"})
+    said = json.loads(vibro.measure("KTaSe3", generations=1).read_text())
+    assert said["metrics"]["gain"] == pytest.approx(0.1) and said["metrics"]["gain_polished"] == pytest.approx(0.2)
+    assert said["metrics"]["repaired"] == 0 and said["config"]["generations"] == 1 and said["best"]["spacegroup"] == "P1 (1)"
+    monkeypatch.setattr(vibro, "search", lambda *args, **options: found | {"rows": []})
+    with pytest.raises(vibro.VibroError, match="KTaSe3: no soft modes"):
+        vibro.measure("KTaSe3")
 
 
 @pytest.mark.slow
