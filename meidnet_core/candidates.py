@@ -17,21 +17,14 @@ RADIOACTIVE = ("Tc", "Pm", "Ac", "Th", "Pa", "U", "Np", "Pu")
 TOXIC = ("Be", "As", "Cd", "Hg", "Tl", "Pb")
 SCARCE = ("Ru", "Rh", "Pd", "Re", "Os", "Ir", "Pt", "Au", "Te")
 GAP_LABELS = ("dir_gap", "pbe_gap")
-STABILITY = (*oqmd.OWN_LABEL, "stability")        # the label that ranks: the first of these that a model has
+STABILITY = (*oqmd.OWN_LABEL, "stability")        # the label that ranks: the first of these that a model has; less is always welcome
+ENERGY_TOLERANCE = 0.1         # eV/atom by which an energy read from a candidate may miss what was asked: twice the error on held-out cells
 METHODS = ("ours", "strict", "unmoved", "paper", "gap", "screening", "ensemble", "window", "random")
 FEEDBACK = {"ours-feedback": "ours", "screening-feedback": "screening"}     # chosen in batches, each relaxed before the next is chosen
 EXCHANGE = 0.1                 # eV/atom of predicted stability that a miss of the gap by 1 eV (beyond the tolerance) is worth
 STARTS, STEPS = 1024, 40       # latents a search begins with, and how far they move
 STEP, SNAPSHOTS = 0.03, 4      # learning rate of Adam on latents; how often they are decoded on their way
 DRAWS, SAMPLING = 8, 6.0       # compositions per latent, and the temperature at which they are drawn
-
-
-class NothingFound(ValueError):
-    """No crystal meets the request; `nearest` holds the ones that came closest."""
-
-    def __init__(self, message, nearest):
-        super().__init__(message)
-        self.nearest = nearest
 
 
 @dataclass
@@ -184,8 +177,8 @@ class Designer:
 
     models: an ensemble that judges; one of them generates, another one for each seed. train: CrystalSet; its compositions
     are not proposed, nor are those in `known` (data.composition_key), unless novel=False.
-    exclude, include, anions: element filters. tolerance: eV by which the predicted gap may miss the target, agreement: eV by which
-    the models may differ about it (a standard deviation) and still count as sure.
+    exclude, include, anions: element filters. tolerance: eV by which the predicted gap may miss the target (energies:
+    ENERGY_TOLERANCE), agreement: eV or eV/atom by which the models may differ (a standard deviation) and still count as sure.
     symmetrize: put the decoded atoms on the ideal sites of a cube whose edge is the mean of the decoded a, b and c.
     ValueError for models without a label of STABILITY.
     """
@@ -231,11 +224,11 @@ class Designer:
         return self._embedded[id(model)]
 
     def moved(self, target, starts, steps, seed=0, weights=design.WEIGHTS):
-        """Latents on their way to the target, start included, (starts * (SNAPSHOTS + 1), 128); of self.stability only an excess counts."""
+        """Latents on their way to the target, start included, (starts * (SNAPSHOTS + 1), 128); of STABILITY only an excess counts."""
         model = self.generator(seed)
         goal = design.standard(model, target)
         z = design.starts(model, self.latents(model), goal, starts, seed)
-        loss, seen = design.objective(model, goal, weights, self.sites.to(z.device), below=(self.stability,)), [z]
+        loss, seen = design.objective(model, goal, weights, self.sites.to(z.device), below=STABILITY), [z]
         for _ in range(SNAPSHOTS if steps else 0):
             parts = [design.descend(loss, part, steps // SNAPSHOTS, STEP)[0] for part in seen[-1].split(1024)]
             seen.append(torch.cat(parts))
@@ -257,15 +250,29 @@ class Designer:
         ok = obeyed(cells.numbers, cells.lattice, cells.frac)
         return self.judged(cells.select(ok), confidence[rows][ok])
 
+    def misses(self, proposal, target):
+        """{label: (M,)} by how much each label of the target is missed, read from the structures (eV, eV/atom); of STABILITY an excess."""
+        off = {l: proposal.mean[:, self.labels.index(l)] - v for l, v in target.items()}
+        return {l: np.maximum(d, 0) if l in STABILITY else np.abs(d) for l, d in off.items()}
+
+    def allowed(self, label):
+        """By how much a label may be missed: eV for a gap, eV/atom for an energy."""
+        return self.tolerance if label in GAP_LABELS else ENERGY_TOLERANCE
+
     def missed(self, proposal, target):
-        """(M,) eV by which the predicted gap misses the target, the larger miss of two."""
-        gaps = [np.abs(proposal.mean[:, self.labels.index(l)] - v) for l, v in target.items() if l in GAP_LABELS]
-        return np.max(gaps, 0) if gaps else np.zeros(len(proposal.mean))
+        """(M,) eV by which the predicted gap misses the target, the larger miss of two: what rankings go by, energies do not count."""
+        gaps = self.misses(proposal, {l: v for l, v in target.items() if l in GAP_LABELS})
+        return np.max(list(gaps.values()), 0) if gaps else np.zeros(len(proposal.mean))
+
+    def within(self, proposal, target):
+        """(M,) bool, the cycle check: every label of the target, gap or energy, read from the structure is near what was asked."""
+        near = [v <= self.allowed(l) for l, v in self.misses(proposal, target).items()]
+        return np.all([np.ones(len(proposal.mean), bool), *near], 0)
 
     def sure(self, proposal, target):
-        """(M,) bool: the gap is on target and the models agree about it (one model always agrees with itself)."""
-        spreads = [proposal.spread[:, self.labels.index(l)] for l in target if l in GAP_LABELS]
-        return (self.missed(proposal, target) <= self.tolerance) & np.all([s <= self.agreement for s in spreads], 0)
+        """(M,) bool: on target in every label, and the models agree about each (one model always agrees with itself)."""
+        agree = [proposal.spread[:, self.labels.index(l)] <= self.agreement for l in target]
+        return np.all([self.within(proposal, target), *agree], 0)
 
     def ranked(self, proposal, target, count, lesson=None):
         """The `count` best by predicted stability (its spread over models and a Lesson added) and EXCHANGE times the miss of the gap."""
@@ -297,7 +304,7 @@ class Designer:
         return self.ranked(found, target, count)
 
     def search(self, method, target, seed=0, starts=STARTS, steps=STEPS, weights=design.WEIGHTS):
-        """Everything a method looks at, before it chooses."""
+        """Everything a method looks at, before it chooses. A stability that the target asks for stays; else latents move to 0."""
         if method in ("window", "random", "ensemble"):
             return self.pool(method != "random")
         if method == "screening":
@@ -307,43 +314,10 @@ class Designer:
             wanted = target if method == "paper" else {k: v for k, v in target.items() if k.endswith("gap")}
             return self.decoded(self.moved(wanted, starts, steps, seed, weights)[-starts:], 1, seed)
         steps = 0 if method == "unmoved" else steps
-        return self.decoded(self.moved({**target, self.stability: 0.0}, starts, steps, seed, weights), DRAWS, seed)
+        return self.decoded(self.moved({self.stability: 0.0, **target}, starts, steps, seed, weights), DRAWS, seed)
 
 
 def first_of_each(proposal):
     """The first of every composition (A/B twins are one)."""
     keys = [str(data.composition_key(z)) for z in proposal.crystals.numbers]
     return proposal.select(np.sort(np.unique(keys, return_index=True)[1]) if keys else np.zeros(0, int))
-
-
-def on_target(designer, target, count, **options):
-    """`ours`, only crystals whose predicted gap meets the target, those first of which the models are `sure`.
-
-    NothingFound (with the nearest) when there is none.
-    """
-    found = designer.propose("ours", target, max(8 * count, 200), **options)
-    miss = designer.missed(found, target)
-    if not (miss <= designer.tolerance).any():
-        raise NothingFound(f"no crystal within {designer.tolerance} eV of {target}; {len(miss)} distinct new ones were looked at, the "
-                           f"nearest misses by {miss.min() if len(miss) else float('nan'):.2f} eV", found.select(np.argsort(miss)[:5]))
-    found = found.select(miss <= designer.tolerance)
-    return found.select(np.argsort(~designer.sure(found, target), kind="stable")[:count])
-
-
-def report(tool, found, target):
-    """What is known of a Proposal before relaxation, for a reader: DataFrame, a row a crystal, of predictions, geometry, elements seen.
-
-    a: edge of the cube of the decoded volume (angstrom). off sites: largest distance of a decoded atom from its ideal site (angstrom).
-    """
-    import pandas as pd
-    c = found.crystals
-    edge = np.cbrt(c.volume)
-    shift = np.linalg.norm(crystal.wrap(c.frac - crystal.PEROVSKITE), axis=2) * edge[:, None]
-    predicted = {f"{l} (predicted)": v for l, v in zip(tool.labels, found.mean.T)}
-    table = pd.DataFrame({"formula": [c.formula(i) for i in range(len(c))]} | predicted)
-    table = table.assign(**{"confidence": found.confidence, "a (Å)": edge, "off sites (Å)": shift.max(1)})
-    if len(tool.models) > 1:
-        gap = next((l for l in target if l in GAP_LABELS), "pbe_gap")
-        table["gap spread"], table["sure"] = found.spread[:, tool.labels.index(gap)], tool.sure(found, target)
-    table["training cells"] = sightings(table.formula, tool.train)
-    return table.round(3)

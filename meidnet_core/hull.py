@@ -170,13 +170,17 @@ def above(diagram, symbols, energy):
     return float(value), " + ".join(f"{x:.2f} {p.composition.reduced_formula}" for p, x in products.items())
 
 
+def fit_file(potential):
+    """Path of what `python -m meidnet_core.stability fit` stores of a potential, there or not."""
+    from . import results
+    return results.RESULTS / "hull-fit" / f"{potential}.json"
+
+
 def corrections(potential):
     """(T,) stored by `python -m meidnet_core.stability fit`; HullError when this potential was never fitted."""
-    from . import results
-    path = results.RESULTS / "hull-fit" / f"{potential}.json"
-    if not path.exists():
+    if not fit_file(potential).exists():
         raise HullError(f"no corrections for {potential}: run `python -m meidnet_core.stability fit --potential {potential}`")
-    m = json.loads(path.read_text())["metrics"]
+    m = json.loads(fit_file(potential).read_text())["metrics"]
     return np.array([m[f"correction_{t}"] for t in TERMS])
 
 

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from . import candidates, crystal, hull, matching, oqmd, relax, results
+from . import candidates, crystal, hull, matching, oqmd, potentials, relax, results
 
 PER_CLASS, TEST_SHARE, LARGEST = 80, 0.25, 12          # MP-20 cells per class of correction; share kept for the test; sites per cell
 GROUND = 0.001                                         # eV/atom above the hull: the cell is the ground state of its formula
@@ -25,13 +25,31 @@ VALIDATE = 300                                         # known cubic perovskites
 OWN_FMAX = 0.05                                        # eV/angstrom, competing phases of the validation on a potential's own hull
 
 
+def placing(potential=DEFAULT):
+    """The potential to place crystals on the list hull with: as named, for `auto` the best that is present and has fitted corrections.
+
+    `auto` prints its choice. HullError when none that is present was fitted.
+    """
+    if potential != "auto":
+        return potential
+    best = potentials.pick()
+    fitted = [n for n in potentials.ORDER if potentials.present(n) and hull.fit_file(n).exists()]
+    if not fitted:
+        raise hull.HullError("auto: no potential that is present has corrections for the list hull: run `python -m "
+                             f"meidnet_core.stability fit --potential {best}`")
+    why = "" if fitted[0] == best else f" ({best}, the best that is present, has no corrections for this hull)"
+    print(f"placed on the list hull with {fitted[0]}{why}")
+    return fitted[0]
+
+
 def placed(cells, potential=DEFAULT, path=None, **options):
     """Crystals relaxed from the ideal and from a rattled start, on the list hull: DataFrame, a row a crystal.
 
     e_above_hull, rattled: eV/atom of the two starts (NaN where a relaxation failed); relaxed a: cube root of the volume a formula unit
-    (angstrom); falls apart into: products of the ideal start, or what went wrong. options: of relax.relax_all.
+    (angstrom); falls apart into: products of the ideal start, or what went wrong. potential: see `placing`. options: of relax.relax_all.
     """
     import pandas as pd
+    potential = placing(potential)
     correction, path = hull.corrections(potential), path or hull.default_path(potential, "notebook")
     rows = relax.relax_all(cells, path, potential, relax.STARTS, **options)
     found = {s: [hull.e_above_hull(r, correction) for r in rows[s]] for s in relax.STARTS}
@@ -297,14 +315,15 @@ def gap_table(metrics):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["fit", "validate", "paper", "self", "gaps"])
-    parser.add_argument("--potential", default=DEFAULT)
+    parser.add_argument("--potential", default=DEFAULT, help="auto: the best that is present (and, on the list hull, was fitted)")
     parser.add_argument("--own", action="store_true", help="validate: on the potential's own hull (an hour)")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
     if args.own and args.what != "validate":
         parser.error("--own goes with validate")
     jobs = {"fit": fit, "validate": partial(validate, own=args.own), "paper": paper, "self": own_hull, "gaps": gaps}
-    print(jobs[args.what](args.potential, processes=args.processes))
+    listed = args.what in ("validate", "paper", "gaps") and not args.own
+    print(jobs[args.what]((placing if listed else potentials.pick)(args.potential), processes=args.processes))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from meidnet_core import candidates, crystal, data, design, ions, oqmd
-from meidnet_core.candidates import Designer, NothingFound
+from meidnet_core import answer, candidates, crystal, data, design, ions, oqmd
+from meidnet_core.answer import NothingFound
+from meidnet_core.candidates import Designer
 from meidnet_core.config import EXTENDED, EXTENDED_OWN
 from meidnet_core.model import MEIDNet
 from meidnet_core.train import shape_of
@@ -189,10 +190,65 @@ def test_bad_requests(tool):
         tool.propose("ours", {"hardness": 1.0}, 3, starts=8, steps=4)
 
 
-def test_an_impossible_target_gets_an_honest_empty_answer(tool):
-    with pytest.raises(NothingFound, match="no crystal within 0.1 eV of .*500.*nearest misses by") as error:
-        candidates.on_target(tool, {"pbe_gap": 500.0}, 5, starts=32, steps=4)
-    assert 0 < len(error.value.nearest.mean) <= 5
+# ---- what a user asks ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("target, told", [({"pbe_gap": 500.0}, r"within 0.1 eV of .*500.* by \d+.\d\d eV \(pbe_gap\)"),
+                                          ({"delta_e": -50.0}, r"within 0.1 eV/atom of .*-50.* by \d+.\d\d eV/atom \(delta_e\)"),
+                                          ({"stability": -9.0}, r"within 0.1 eV/atom of .*-9.* eV/atom \(stability\)")])
+def test_an_impossible_target_gets_an_honest_empty_answer(tool, target, told):
+    with pytest.raises(NothingFound, match=f"no crystal {told}") as error:
+        answer.on_target(tool, target, 5, starts=32, steps=4)
+    nearest = error.value.nearest
+    assert 0 < len(nearest.mean) <= 5
+    (label, value), = target.items()
+    assert (np.diff(np.abs(nearest.column(label) - value)) >= 0).all(), "the nearest come first"
+
+
+def read_as(tool, monkeypatch, **labels):
+    """Whatever is searched, the pool of the tool is found, and its labels read as given: {label: (M,) or number}, the others 0."""
+    pool = tool.pool(True)
+    mean = np.zeros_like(pool.mean)
+    for label, value in labels.items():
+        mean[:, tool.labels.index(label)] = value
+    found = candidates.Proposal(pool.crystals, mean, np.zeros_like(mean), pool.confidence)
+    monkeypatch.setattr(tool, "search", lambda *a, **k: found)
+    return found
+
+
+def test_an_impossible_enthalpy_is_no_answer_whatever_the_gap(tool, monkeypatch):
+    read_as(tool, monkeypatch, pbe_gap=1.2, heat_all=-0.5)
+    with pytest.raises(NothingFound, match=r"0.1 eV and 0.1 eV/atom of .* misses by 0.00 eV \(pbe_gap\) and 8.50 eV/atom \(heat_all\)"):
+        answer.on_target(tool, {"pbe_gap": 1.2, "heat_all": -9.0}, 5)
+
+
+def test_a_possible_enthalpy_is_met_by_all_that_is_returned(tool, monkeypatch):
+    spread = np.linspace(-1.0, 1.0, len(tool.pool(True).mean))
+    found = read_as(tool, monkeypatch, pbe_gap=1.2, heat_all=spread)
+    met = int((np.abs(spread + 0.5) <= candidates.ENERGY_TOLERANCE).sum())
+    got = answer.on_target(tool, {"pbe_gap": 1.25, "heat_all": -0.5}, 500)
+    assert 0 < len(got.mean) <= met < len(found.mean) and tool.within(got, {"pbe_gap": 1.25, "heat_all": -0.5}).all()
+    assert (np.abs(got.column("heat_all") + 0.5) <= candidates.ENERGY_TOLERANCE).all()
+    table = answer.report(tool, got, {"pbe_gap": 1.25, "heat_all": -0.5})
+    assert table.sure.all() and {"pbe_gap spread", "heat_all spread"} <= set(table)
+    assert not answer.report(tool, found, {"heat_all": -50.0}).sure.any(), "what is shown as the nearest is not sure"
+
+
+def test_a_wanted_stability_is_a_bound_and_is_kept(tool, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tool, "moved", lambda target, *a: asked.append(target) or torch.zeros(1, 16))
+    for target in ({"pbe_gap": 1.0}, {"pbe_gap": 1.0, "stability": -0.2}):
+        tool.search("ours", target)
+    assert [t["stability"] for t in asked] == [0.0, -0.2]
+    found = read_as(tool, monkeypatch, stability=np.linspace(-1, 1, len(tool.pool(True).mean)))
+    read = found.column("stability")
+    assert tool.within(found, {"stability": 0.3}).tolist() == (read <= 0.3 + candidates.ENERGY_TOLERANCE).tolist()
+
+
+def test_rankings_go_by_gaps_alone(tool):
+    pool = tool.pool(True)
+    plain, more = ({"pbe_gap": 1.0} | extra for extra in ({}, {"heat_all": -9.0, "stability": -9.0}))
+    assert (tool.missed(pool, plain) == tool.missed(pool, more)).all() and (tool.missed(pool, {"heat_all": -9.0}) == 0).all()
+    assert formulas(tool.ranked(pool, plain, 9)) == formulas(tool.ranked(pool, more, 9))
 
 
 # ---- latents ------------------------------------------------------------------------------------
@@ -231,7 +287,7 @@ def test_three_x_sites_share_their_element(tool):
 
 def test_a_report_says_what_is_known_before_relaxation(tool, train):
     found = tool.propose("ours", {"pbe_gap": 1.0}, 4, starts=64, steps=4)
-    table, seen = candidates.report(tool, found, {"pbe_gap": 1.0}), candidates.counts(train)
+    table, seen = answer.report(tool, found, {"pbe_gap": 1.0}), candidates.counts(train)
     assert table.formula.tolist() == formulas(found) and {f"{l} (predicted)" for l in tool.labels} <= set(table)
     assert (table["off sites (Å)"] == 0).all()                                               # symmetrised
     assert table["a (Å)"].to_numpy() == pytest.approx(found.crystals.lattice[:, 0], abs=1e-3)

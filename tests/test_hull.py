@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from meidnet_core import hull, relax, results, stability
+from meidnet_core import hull, potentials, relax, results, sources, stability
 from meidnet_core.hull import HullError
 
 # eV/atom: a made-up system Li-O with one ternary-free hull: Li2O (-2.0) on it, LiO (-1.4) above it
@@ -103,6 +103,45 @@ def test_corrections_that_were_never_fitted(tmp_path, monkeypatch):
     (tmp_path / "hull-fit").mkdir()
     (tmp_path / "hull-fit" / "chgnet.json").write_text(json.dumps({"metrics": {f"correction_{t}": k for k, t in enumerate(hull.TERMS)}}))
     assert hull.corrections("chgnet").tolist() == list(range(len(hull.TERMS)))
+
+
+def test_auto_places_with_the_best_potential_that_was_fitted(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(potentials, "present", lambda name: name in ("sevennet-l3i5", "sevennet-0", "chgnet"))
+    with pytest.raises(HullError, match="auto: no potential.*stability fit --potential sevennet-l3i5"):
+        stability.placing("auto")
+    (tmp_path / "hull-fit").mkdir()
+    zero = json.dumps({"metrics": {f"correction_{t}": 0 for t in hull.TERMS}})
+    for name in ("mace-omat-0", "chgnet", "sevennet-0"):                                       # the first is not here
+        (tmp_path / "hull-fit" / f"{name}.json").write_text(zero)
+    assert stability.placing("auto") == "sevennet-0" and potentials.pick("auto") == "sevennet-l3i5"
+    assert capsys.readouterr().out == ("placed on the list hull with sevennet-0 (sevennet-l3i5, the best that is present, has no "
+                                       "corrections for this hull)\n")
+    assert stability.placing("chgnet") == "chgnet" and not capsys.readouterr().out
+    used, none = [], {s: [] for s in relax.STARTS}
+    monkeypatch.setattr(relax, "relax_all", lambda cells, path, potential, *a: used.append((path.name, potential)) or none)
+    stability.placed([], "auto")
+    assert used == [("notebook-sevennet-0.jsonl", "sevennet-0")]
+    (tmp_path / "hull-fit" / "sevennet-l3i5.json").touch()
+    capsys.readouterr()
+    assert stability.placing("auto") == "sevennet-l3i5" and capsys.readouterr().out == "placed on the list hull with sevennet-l3i5\n"
+
+
+def test_the_real_list_puts_known_ground_states_on_its_hull():
+    """Elements and energies as stored: what is listed and stable lies at 0, SrTiO3 within 10 meV/atom, as it must with a potential."""
+    assert abs(results.read_run("hull-fit", stability.DEFAULT)["metrics"]["srtio3_e_above_hull"]) < 0.010
+    try:
+        known, reference = hull.listed(), hull.elemental_energies()
+    except sources.MissingTable as missing:
+        pytest.skip(str(missing))
+    assert len(known) > 80_000 and len(reference) > 80
+    for formula in ("SrTiO3", "BaTiO3", "KMgF3", "NaCl", "MgO", "CsPbBr3"):
+        symbols = [e for e, n in hull.whole_of(formula) for _ in range(n)]
+        energy = known[hull.reduced(symbols)] + sum(x * reference[e] for e, x in hull.composition_of(symbols).items())
+        found = hull.e_above_hull({"symbols": symbols, "status": "ok", "energy_per_atom": energy}, np.zeros(len(hull.TERMS)))
+        assert abs(found["e_above_hull"]) < (0.010 if formula == "SrTiO3" else 1e-6), formula
+        higher = hull.above(hull.list_diagram(frozenset(symbols)), symbols, found["formation_energy"] + 0.05)[0]
+        assert higher == pytest.approx(found["e_above_hull"] + 0.05)
 
 
 def test_hull_of_the_potentials_own(table, tmp_path, monkeypatch):
