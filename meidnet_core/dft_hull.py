@@ -147,7 +147,7 @@ def results_of(formula, profile="quick"):
 
 def claimed(formula):
     """The profile that answers rows of paper.csv: at the cutoff of `quick` the equations of state of oxides are rough
-    (`evidence.eos_residual`). `paper` is a check of what the others cost."""
+    (`physics_tables.eos_residual`). `paper` is a check of what the others cost."""
     return "oxide" if "O" in data.elements_of(formula) else "quick"
 
 
