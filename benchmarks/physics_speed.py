@@ -68,8 +68,8 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             m |= MEASURE[args.what](name, folder)
         results.write_run("physics-speed", args.what, config=CONFIG[args.what], seed=None, split="computed",
-                          data_set={"screening": "extended"}.get(args.what, "paper, Table S1"), n=len({k.split("_")[0] for k in m}), metrics=m, claims={},
-                          wall_time_s=time.perf_counter() - start)
+                          data_set={"screening": "extended"}.get(args.what, "paper, Table S1"),
+                          n=len({k.split("_")[0] for k in m}), metrics=m, claims={}, wall_time_s=time.perf_counter() - start)
         print({k: round(v, 1) for k, v in m.items() if k.startswith(name)}, flush=True)
 
 
