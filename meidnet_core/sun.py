@@ -1,6 +1,7 @@
 """Stable, unique, novel: the rate of Figure 3b for the model and for what it must beat, at one budget and one screening.
 
     python -m meidnet_core.sun --seeds 5                  # every method, 140 candidates a seed; goes on where it was killed
+    python -m meidnet_core.sun --methods ours --free      # cells as decoded, not put on ideal sites; with --start rattled: displaced
 
 Stable: energy above the `list` hull after relaxation of the cubic cell, at 0.1 and 0 eV/atom. Unique: no earlier candidate
 of the same method and seed matches after relaxation. Novel: formula absent from training, MP-20, the hull list, all of OQMD.
@@ -22,6 +23,7 @@ THRESHOLDS = {"100": 0.1, "0": 0.0}                                  # meV/atom:
 BATCH, FEEDBACK_STARTS = 7, 2048                                     # of methods with feedback: candidates chosen at a time, latents
 DRAWN = 15                                                           # structures that notebook 11 draws
 REFERENCES = ("training", "mp_20", "list", "oqmd")
+DECODED = ("ours", "strict", "unmoved", "paper", "gap", "ours-feedback")                # methods whose geometry a decoder gives
 
 
 def targets(method):
@@ -171,29 +173,32 @@ def against(ours, other):
     return "above" if low > other_high else "below" if high < other_low else "not distinguishable from"
 
 
-def configuration(tool, method, potential="sevennet-0", per_target=PER_TARGET):
+def configuration(tool, method, potential="sevennet-0", per_target=PER_TARGET, start="ideal"):
     """What a run of `run` stands for: stored with it, and compared before it is skipped."""
-    return {"potential": potential, "hull": "list", "start": "ideal", "targets": targets(method), "models": len(tool.models),
-            "per_target": per_target}
+    return {"potential": potential, "hull": "list", "start": start, "targets": targets(method), "models": len(tool.models),
+            "per_target": per_target} | ({} if tool.symmetrize else {"geometry": "decoded"})
 
 
-def run(tool, method, seed, potential="sevennet-0", per_target=PER_TARGET, tag="", **options):
-    """One method and seed: propose, relax, place, count; writes data/results/sun-<method><tag>/seed<seed>.json, returns the table."""
-    start, budget = time.time(), per_target * len(GAPS)
+def run(tool, method, seed, potential="sevennet-0", per_target=PER_TARGET, tag="", start="ideal", **options):
+    """One method and seed: propose, relax from `start` (of relax.STARTS), place, count; returns the table.
+
+    Writes data/results/sun-<method><tag>/seed<seed>.json.
+    """
+    began, budget = time.time(), per_target * len(GAPS)
     correction = hull.corrections(potential)
-    relaxed = lambda cells: relax.relax_all(cells, hull.default_path(potential, "cells"), potential, **options)["ideal"]
+    relaxed = lambda cells: relax.relax_all(cells, hull.default_path(potential, "cells"), potential, (start,), **options)[start]
     if method in candidates.FEEDBACK:
         measure = lambda cells: [hull.e_above_hull(r, correction)["e_above_hull"] for r in relaxed(cells)]
         cells, table = gather_with_feedback(tool, method, seed, per_target, measure)
     else:
         cells, table = gather(tool, method, seed, per_target)
-    seconds = time.time() - start
+    seconds = time.time() - began
     table = judge(cells, table, relaxed(cells), correction)
     m = rates(table, budget, next(iter(targets(method)[0]))) | {"seconds_propose": seconds}
     curve = columns(table, "formula target pbe_gap dir_gap heat_all stability e_above_hull unique new_training new_anywhere status")
-    config = configuration(tool, method, potential, per_target)
+    config = configuration(tool, method, potential, per_target, start)
     results.write_run(f"sun-{method}{tag}", f"seed{seed}", config=config, seed=seed, data_set="extended", split="generated", n=budget,
-                      metrics=m, claims={}, curve=curve, wall_time_s=time.time() - start)
+                      metrics=m, claims={}, curve=curve, wall_time_s=time.time() - began)
     return table
 
 
@@ -319,21 +324,33 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--potential", default=stability.DEFAULT)
     parser.add_argument("--everywhere", action="store_true", help="propose only formulas that no reference holds (results in sun-*-new)")
+    parser.add_argument("--free", action="store_true", help="cells as decoded, not put on ideal sites (results in sun-*-free)")
+    parser.add_argument("--start", default="ideal", choices=relax.STARTS, help="rattled: atoms displaced (results in sun-*-rattled)")
     parser.add_argument("--ceiling", action="store_true", help="relax the whole enumeration instead")
     parser.add_argument("--export", action="store_true", help="write data/candidates instead")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
+    if args.free and (plain := [m for m in args.methods if m not in DECODED]):
+        parser.error(f"--free: {', '.join(plain)} decode no geometry")
     if args.ceiling or args.export:
         return other(args)
-    tag = ("-new" if args.everywhere else "") + (f"-{args.potential}" if args.potential != stability.DEFAULT else "")   # has the claims
-    tool = designer(symmetrize=True, known=known_everywhere() if args.everywhere else frozenset())
+    tag = tag_of(args)
+    tool = designer(symmetrize=not args.free, known=known_everywhere() if args.everywhere else frozenset())
     for seed in range(args.seeds):
         for method in args.methods:
-            if not results.done(f"sun-{method}{tag}", seed, configuration(tool, method, args.potential)):
-                m = rates(run(tool, method, seed, args.potential, tag=tag, processes=args.processes), PER_TARGET * len(GAPS))
+            if not results.done(f"sun-{method}{tag}", seed, configuration(tool, method, args.potential, start=args.start)):
+                table = run(tool, method, seed, args.potential, tag=tag, start=args.start, processes=args.processes)
+                m = rates(table, PER_TARGET * len(GAPS))
                 print(f"{method}/seed{seed}: SUN {m['sun_100_training']:.1f} %, new anywhere {m['sun_100_anywhere']:.1f} %", flush=True)
-    figures()
-    results.write_claims()
+    if not args.free and args.start == "ideal":                       # the others carry no claims
+        figures()
+        results.write_claims()
+
+
+def tag_of(args):
+    """Ending of the experiments of a command line: each kind of run has its own; the one without has most claims."""
+    tag = ("-new" if args.everywhere else "") + ("-free" if args.free else "")
+    return tag + "".join(f"-{v}" for v, usual in ((args.start, "ideal"), (args.potential, stability.DEFAULT)) if v != usual)
 
 
 def other(args):

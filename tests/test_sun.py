@@ -1,13 +1,16 @@
 """Stable, unique, novel: counting, matching, intervals."""
 
 import json
+import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from ase.calculators.emt import EMT
 
-from meidnet_core import candidates, checkpoint, crystal, dft, experiments, hull, oqmd, results, stability, sun
+from meidnet_core import candidates, checkpoint, crystal, dft, experiments, hull, oqmd, potentials, relax, results, stability, sun
 
 
 def relaxed(a, *symbols, frac=crystal.PEROVSKITE):
@@ -187,3 +190,52 @@ def test_the_folder_of_candidates_and_its_table_say_the_same(tmp_path):
     (tmp_path / "new" / "mine.cif").write_text("")
     sun.write(tmp_path / "new", pd.DataFrame({"formula": []}), [])
     assert [p.name for p in (tmp_path / "new").glob("*.cif")] == ["mine.cif"]
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Runs of two metals in place of 140 crystals, in a folder of their own: EMT relaxes, the hull is at zero energy."""
+    box = [3.7, 3.7, 3.7, 90.0, 90.0, 90.0], crystal.PEROVSKITE[1:] + 0.5
+    cells = [(np.array(box[0]) + shift, [e] * 4, box[1]) for e, shift in (("Cu", 0.0), ("Ag", [0.5, 0.5, 0.5, 0, 0, 0]))]
+    table = pd.DataFrame({"formula": ["Cu", "Ag"], "target": 0.8} | dict.fromkeys(("pbe_gap", "dir_gap", "heat_all", "stability"), 0.8))
+    monkeypatch.setattr(sun, "gather", lambda *a: (cells, table))
+    monkeypatch.setattr(potentials, "get_calculator", lambda *a: EMT())
+    monkeypatch.setattr(potentials, "pick", lambda potential: potential)
+    monkeypatch.setattr(hull, "corrections", lambda potential: None)
+    monkeypatch.setattr(hull, "default_path", lambda *a: tmp_path / "cells.jsonl")
+    monkeypatch.setattr(hull, "e_above_hull", lambda row, correction: {"e_above_hull": row["energy_per_atom"]})
+    monkeypatch.setattr(sun, "novelty", lambda symbols: dict.fromkeys(sun.REFERENCES, True))
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "write_run", partial(results.write_run, root=tmp_path))
+    monkeypatch.setattr(sun, "designer", lambda symmetrize, known: SimpleNamespace(symmetrize=symmetrize, models=[None], labels=()))
+    monkeypatch.setattr(sun, "figures", lambda: pytest.fail("such runs carry no claims"))
+    return tmp_path
+
+
+def test_free_and_rattled_runs_have_experiments_of_their_own(small, monkeypatch):
+    common = ["sun", "--methods", "ours", "--seeds", "1", "--processes", "1", "--potential", "emt"]
+    for extra in (["--free"], ["--start", "rattled"], ["--free", "--start", "rattled"]):
+        monkeypatch.setattr(sys, "argv", [*common, *extra])
+        sun.main()
+    read = lambda tag: json.loads((small / f"sun-ours-{tag}-emt" / "seed0.json").read_text())
+    free, rattled, both = map(read, ("free", "rattled", "free-rattled"))
+    assert (free["config"]["start"], free["config"]["geometry"], free["claims"]) == ("ideal", "decoded", {})
+    assert rattled["config"]["start"] == both["config"]["start"] == "rattled" and "geometry" not in rattled["config"]
+    rows = relax.read_rows(small / "cells.jsonl").values()
+    assert sorted(r["start"] for r in rows) == ["ideal"] * 2 + ["rattled"] * 2           # both rattled runs ask the same of the same cells
+    monkeypatch.setattr(sun, "run", lambda *a, **k: pytest.fail("done before"))
+    sun.main()
+
+
+def test_methods_without_a_decoder_are_not_free(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sun", "--methods", "ours", "screening", "--free"])
+    with pytest.raises(SystemExit):
+        sun.main()
+    assert "screening decode no geometry" in capsys.readouterr().err
+
+
+def test_stored_runs_are_what_the_code_asks_for():
+    tool = SimpleNamespace(symmetrize=True, models=[None] * 3)
+    for method in ("ours", "paper", "screening"):
+        assert results.done(f"sun-{method}", 0, sun.configuration(tool, method))
+    assert not results.done("sun-ours", 0, sun.configuration(SimpleNamespace(symmetrize=False, models=[None] * 3), "ours"))
