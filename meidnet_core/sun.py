@@ -160,6 +160,12 @@ def rates(table, budget, label="pbe_gap"):
     return m | aim(table, budget, label)
 
 
+def terms(limit, potential, reference="training"):
+    """What a SUN rate counts, in words: threshold (eV/atom), hull, potential and what is known (of REFERENCES, or anywhere)."""
+    known = {"mp_20": "MP-20", "list": "the hull list", "oqmd": "OQMD", "anywhere": "every set"}.get(reference, reference)
+    return f"at most {limit:g} eV/atom on the list hull, {potential}, new to {known}"
+
+
 def interval(count, n, level=0.95):
     """Clopper-Pearson interval (%) of a binomial rate."""
     from scipy.stats import binomtest
@@ -294,8 +300,7 @@ def figures():
 def claims_of(groups, new, retro, others, potential):
     """Rows of one seed from {method: metrics} of the SUN runs, of those that propose what no set holds, and of the retrospective ones.
     others: {method: (mean SUN count, what it rests on)}; a ratio to a method without hits is left out."""
-    terms = f"at most {THRESHOLDS['100']} eV/atom on the list hull, {potential}"
-    known, anywhere = f"({terms}, new to training)", f"({terms}, new to every set)"
+    known, anywhere = (f"({terms(THRESHOLDS['100'], potential, where)})" for where in ("training", "anywhere"))
     ranked = f"generated, ranked by predicted stability {known}"
     held = "OQMD compositions unseen in training (any gap, at most 0.1 eV/atom on the OQMD hull)"
     ours = groups["ours"]["count_100_training"]

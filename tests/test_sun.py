@@ -10,7 +10,22 @@ import pandas as pd
 import pytest
 from ase.calculators.emt import EMT
 
-from meidnet_core import candidates, checkpoint, crystal, dft, experiments, hull, oqmd, potentials, relax, results, stability, sun
+from meidnet_core import (
+    candidates,
+    checkpoint,
+    crystal,
+    dft,
+    experiments,
+    hull,
+    oqmd,
+    potentials,
+    relax,
+    results,
+    seeds,
+    stability,
+    sun,
+    sun_tables,
+)
 
 
 def relaxed(a, *symbols, frac=crystal.PEROVSKITE):
@@ -239,3 +254,35 @@ def test_stored_runs_are_what_the_code_asks_for():
     for method in ("ours", "paper", "screening"):
         assert results.done(f"sun-{method}", 0, sun.configuration(tool, method))
     assert not results.done("sun-ours", 0, sun.configuration(SimpleNamespace(symmetrize=False, models=[None] * 3), "ours"))
+
+
+def test_a_rate_is_named_in_full():
+    assert sun.terms(0.1, "sevennet-0") == "at most 0.1 eV/atom on the list hull, sevennet-0, new to training"
+    assert sun.terms(0.0, "chgnet", "anywhere") == "at most 0 eV/atom on the list hull, chgnet, new to every set"
+    assert sun.terms(0.1, "chgnet", "mp_20").endswith("new to MP-20")
+
+
+def starting(counts, energies):
+    return {"curve": {"formula": list(energies), "e_above_hull": list(energies.values())},
+            "metrics": {"candidates": len(energies), "count_100_training": counts[0], "count_0_training": counts[1]}}
+
+
+def test_kinds_of_cell_and_start_stand_beside_each_other():
+    runs = {"sun-ours/seed0": starting((2, 1), {"a": -0.01, "b": 0.05, "c": 0.2, "d": None}),
+            "sun-ours-rattled/seed0": starting((3, 2), {"a": -0.02, "b": 0.0, "c": 0.1, "d": 0.3})}
+    table = sun_tables.starts(runs).set_index("geometry, start")
+    assert list(table.index) == ["symmetrized, ideal", "symmetrized, rattled"]             # what is not stored has no row
+    first, rattled = table.iloc[0], table.iloc[1]
+    assert (first["SUN at 0.1 eV/atom (%)"], rattled["SUN at 0.1 eV/atom (%)"], rattled["SUN at 0 eV/atom (%)"]) == (50, 75, 50)
+    assert rattled["compared"] == 3 and rattled["median energy - first row (meV/atom)"] == pytest.approx(-50)
+    assert rattled["deeper by 25 meV/atom"] == 2 and first["median energy - first row (meV/atom)"] == 0
+    low, high = sun.interval(3, 4)
+    assert rattled["95 %, 0.1 eV/atom"] == f"{low:.1f} to {high:.1f}"
+
+
+def test_rates_carry_their_intervals():
+    groups = {m: seeds.distinct(r) for m, r in sun.stored().items() if m in ("ours", "screening")}
+    table = sun_tables.with_intervals(groups, {"sun_100_training": "SUN (%)"}, {"gap_miss": "miss (eV)"})
+    assert list(table.columns) == ["seeds", "SUN (%)", "SUN (%), 95 %", "miss (eV)"]
+    low, high = sun.interval(*seeds.effective(groups["ours"], "sun_100_training"))
+    assert table.loc["ours", "SUN (%), 95 %"] == f"{low:.1f} to {high:.1f}"
