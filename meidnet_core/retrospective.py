@@ -107,7 +107,8 @@ def compared(groups, reference="screening"):
         for n in SIZES:
             hits, usual = (mean(m, f"hits_{n}_{window}") for m in (method, reference))
             chance, ratio = mean(method, f"enrichment_{n}_{window}"), hits / usual if usual else np.nan
-            row |= {f"hits of {n}": hits, f"precision at {n} (%)": 100 * hits / n, f"times chance, {n}": chance, f"times {reference}, {n}": ratio}
+            row |= {f"hits of {n}": hits, f"precision at {n} (%)": 100 * hits / n, f"times chance, {n}": chance,
+                    f"times {reference}, {n}": ratio}
         rows.append(row)
     return pd.DataFrame(rows)
 
