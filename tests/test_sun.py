@@ -135,17 +135,17 @@ def test_claims_name_threshold_hull_potential_and_what_is_new():
     row = lambda count: {"candidates": 140, "count_100_training": count, "sun_100_training": count, "sun_100_anywhere": count / 10}
     groups = {m: row(n) for m, n in (("ours", 84), ("random", 0), ("screening", 70), ("paper", 28))}
     hits = {"ours": {"enrichment_140_any gap": 20.0}, "screening": {"enrichment_140_any gap": 40.0}}
-    claims = sun.claims_of(groups, {"ours": row(14)}, hits, {"random": (3.5, "7 hits"), "screening": (70, "")}, "sevennet-0")
+    claims = sun_tables.claims_of(groups, {"ours": row(14)}, hits, {"random": (3.5, "7 hits"), "screening": (70, "")}, "sevennet-0")
     value = {k: c["value"] for k, c in claims.items()}
     hits["ensemble"] = {"enrichment_140_any gap": 44.0}
-    told = sun.claims_of(groups, {}, hits, {"random": (0, ""), "screening": (0, "")}, "sevennet-0")["x.retro.over_screening"]["split"]
-    assert told.endswith("; screening with all models has 44.0 times chance")
+    told = sun_tables.claims_of(groups, {}, hits, {"random": (0, ""), "screening": (0, "")}, "sevennet-0")
+    assert told["x.retro.over_screening"]["split"].endswith("; screening with all models has 44.0 times chance")
     assert value["f3b.sun"] == 84 and value["f3b.sun_count"] == 84 and value["x.sun.as_asked"] == 28 and value["s2.n"] == sun.DRAWN
     assert value["x.sun.over_random"] == 24 and value["x.sun.over_screening"] == 1.2 and value["x.retro.over_screening"] == 0.5
     for name in ("f3b.sun", "x.sun.as_asked", "x.sun.strict", "x.sun.over_random"):
         assert all(word in claims[name]["split"] for word in ("0.1 eV/atom", "list hull", "sevennet-0", "new to"))
     none = {"ours": hits["ours"], "screening": {"enrichment_140_any gap": 0.0}}
-    without = sun.claims_of(groups, {}, none, {"random": (0, "no hits")}, "sevennet-0")
+    without = sun_tables.claims_of(groups, {}, none, {"random": (0, "no hits")}, "sevennet-0")
     assert not {"x.sun.strict", "x.sun.over_random", "x.retro.over_screening"} & set(without)          # no ratio to nothing
 
 
@@ -155,7 +155,7 @@ def test_runs_of_two_potentials_are_not_one_claim(monkeypatch):
     monkeypatch.setattr(sun, "stored", lambda *a, **k: runs)
     monkeypatch.setattr(results, "write_run", lambda *a, **k: pytest.fail("written"))
     with pytest.raises(ValueError, match="mix potentials: chgnet, sevennet-0"):
-        sun.figures()
+        sun_tables.figures()
 
 
 def test_stored_claims_follow_from_the_stored_runs():
@@ -223,7 +223,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     monkeypatch.setattr(results, "write_run", partial(results.write_run, root=tmp_path))
     monkeypatch.setattr(sun, "designer", lambda symmetrize, known: SimpleNamespace(symmetrize=symmetrize, models=[None], labels=()))
-    monkeypatch.setattr(sun, "figures", lambda: pytest.fail("such runs carry no claims"))
+    monkeypatch.setattr(sun_tables, "figures", lambda: pytest.fail("such runs carry no claims"))
     return tmp_path
 
 
@@ -247,6 +247,10 @@ def test_methods_without_a_decoder_are_not_free(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         sun.main()
     assert "screening decode no geometry" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["sun", "--export", "--start", "rattled"])
+    with pytest.raises(SystemExit):
+        sun.main()
+    assert "neither --ceiling nor --export" in capsys.readouterr().err
 
 
 def test_stored_runs_are_what_the_code_asks_for():
