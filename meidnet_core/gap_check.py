@@ -67,6 +67,20 @@ def measured(table):
     return m
 
 
+def hit_rates(table):
+    """DataFrame: how far the independent CGCNN is from the target (eV), and hits (%) within HITS, of all proposals of a table (of
+    `proposals`, or those of several seeds together), of those on target and of the sure ones; for all targets and for each."""
+    import pandas as pd
+    rows = []
+    for text, part in (("all", table), ("on target", table[table.near]), ("sure", table[table.sure])):
+        for target in ("all", *sun.GAPS):
+            chosen = part if target == "all" else part[part.target == target]
+            miss = (chosen.cgcnn - chosen.target).abs()
+            rows.append((text, str(target), len(miss), chosen.formula.nunique(), miss.mean(), *(100 * (miss <= h).mean() for h in HITS)))
+    names = ["proposals", "target (eV)", "how many", "compositions", "CGCNN: MAE (eV)", *(f"within {h} eV (%)" for h in HITS)]
+    return pd.DataFrame(rows, columns=names)
+
+
 def claims_of(table, distinct=None):
     """Rows of Figure S3: miss of the target by the independent CGCNN, of the proposals of which the models are sure.
 

@@ -7,6 +7,7 @@ from . import seeds
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+GREY = "#999999"
 NAMES = {"dir_gap": "band gap, GLLB-SC (eV)", "heat_all": "enthalpy $H_f$ vs competing phases (eV/atom)", "band_gap": "band gap, PBE (eV)",
          "formation_energy_per_atom": "formation energy, PBE (eV/atom)", "energy_per_atom": "energy, PBE (eV/atom)"}
 SMALL = [{"selector": "td, th", "props": "font-size: 75%; padding: 2px 4px"}]      # table styles of pandas, for wide tables
@@ -226,7 +227,8 @@ def structure_of(cell):
 def hull_check(fit, validations):
     """How far a potential's energies can be put on a hull: ground states before and after correction, known ABX3 against OQMD.
 
-    validations: {name of the hull: run of stability.validate}; points beyond the axes lie on their edge.
+    validations: {name of the hull: run of stability.validate}; points beyond the axes lie on their edge. The title of the right panel
+    says how well the stable ones are told from the others, as stability.agreement counts.
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.2))
     c, test = {k: np.array(v) for k, v in fit["curve"].items()}, np.array(fit["curve"]["test"])
@@ -242,23 +244,31 @@ def hull_check(fit, validations):
     right.axline((0, 0), slope=1, color=BLACK, lw=1)
     right.axhline(0.1, color=RED, ls="--", lw=1)
     right.axvline(0.1, color=RED, ls="--", lw=1, label="0.1 eV/atom")
-    right.set(xlabel="OQMD, DFT, own hull (eV/atom)", ylabel="potential (eV/atom)", title=f"{len(x)} known cubic ABX$_3$",
-              xlim=(-0.05, 1), ylim=(-0.25, 1))
+    right.set(xlabel="OQMD, DFT, own hull (eV/atom)", ylabel="potential (eV/atom)", xlim=(-0.05, 1), ylim=(-0.25, 1))
+    told = [f"{name}: {_classified(run['metrics'], 0.0)} at 0, {_classified(run['metrics'], 0.1)} at 0.1 eV/atom"
+            for name, run in validations.items()]
+    right.set_title("\n".join([f"{len(x)} known cubic ABX$_3$; accuracy / precision / recall (%)", *told]), fontsize=8.5)
     for ax in (left, right):
         ax.legend(fontsize=8.5)
     fig.tight_layout()
     return fig
 
 
-def e_above_hull(groups, names):
-    """Figure 3a: distribution of the energy above hull of all candidates, groups {method: (M,) eV/atom}."""
+def _classified(metrics, threshold):
+    """"92 / 94 / 89": accuracy, precision and recall (%) of a validation at a threshold (eV/atom), - for one without a value."""
+    found = (metrics[f"{k}_at_{threshold:g}"] for k in ("accuracy", "precision", "recall"))
+    return " / ".join("-" if v is None else f"{v:.0f}" for v in found)
+
+
+def e_above_hull(groups, names, potential):
+    """Figure 3a: distribution of the energy above hull of all candidates, groups {method: (M,) eV/atom}, relaxed with a potential."""
     fig, ax = plt.subplots(figsize=(8, 3.8))
     bins = np.linspace(-0.25, 1.5, 71)
     for (method, values), color in zip(groups.items(), (BLUE, ORANGE, GREEN, PURPLE, BLACK)):
         values = np.clip(values[np.isfinite(values)], bins[0], bins[-1])
         ax.hist(values, bins, density=True, histtype="step", lw=2, color=color, label=f"{names[method]} (n = {len(values)})")
     ax.axvline(0.1, color=RED, ls="--", lw=1.2, label="threshold 0.1 eV/atom")
-    ax.set(xlabel="energy above the list hull (eV/atom; last bin: above 1.5)", ylabel="density")
+    ax.set(xlabel=f"energy above the list hull, {potential} (eV/atom; last bin: above 1.5)", ylabel="density")
     ax.legend(fontsize=8.5)
     return fig
 
@@ -282,17 +292,20 @@ def rate_bars(rows, paper=None, ceiling=None, label="SUN rate (%)", stated="pape
 
 
 def gap_parity(table, mae):
-    """Figure S3: gap read by the independent CGCNN against the target, and against the model's own prediction. Full: models agree."""
+    """Figure S3: gap read by the independent CGCNN against the target, and against the model's own prediction, of the proposals in
+    a table (gap_check.proposals). Full: models agree; grey: read off target. mae: of those in blue, or None for no title."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4))
     jitter = np.random.default_rng(0).uniform(-0.03, 0.03, len(table))
-    for sure, text, words in ((False, "on target, models differ", {"facecolors": "none", "edgecolors": SKY}),
-                              (True, "on target, models agree", {"color": BLUE, "edgecolors": "none"})):
-        part, rows = table[table.sure == sure], (table.sure == sure).to_numpy()
-        left.scatter(part.target + jitter[rows], part.cgcnn, s=22, label=text, **words)
-        right.errorbar(part.pbe_gap, part.cgcnn, xerr=part.pbe_gap_sd, fmt="o", ms=4.5, color=BLUE if sure else SKY, ecolor=SKY, lw=1,
-                       mfc=BLUE if sure else "none")
+    kinds = (("off target when read again", ~table.near, GREY, GREY), ("on target, models differ", table.near & ~table.sure, SKY, "none"),
+             ("on target, models agree", table.sure, BLUE, BLUE))
+    for text, rows, edge, face in kinds:
+        part, words = table[rows], {"mec": edge, "mfc": face, "alpha": 0.5 if edge == GREY else 1}
+        if len(part):
+            left.plot(part.target + jitter[rows], part.cgcnn, "o", ms=3 if edge == GREY else 4.5, label=f"{text} ({len(part)})", **words)
+            right.errorbar(part.pbe_gap, part.cgcnn, xerr=None if edge == GREY else part.pbe_gap_sd, fmt="o", ms=3 if edge == GREY else 4.5,
+                           ecolor=SKY, lw=1, **words)
     left.plot([0.7, 1.6], [0.7, 1.6], color=BLACK, lw=1, label="paper: MAE 0.02 eV")
-    left.set(xlabel="target PBE gap (eV)", ylabel="independent CGCNN (eV)", title=f"MAE where models agree: {mae:.2f} eV")
+    left.set(xlabel="target PBE gap (eV)", ylabel="independent CGCNN (eV)", title=f"MAE where models agree: {mae:.2f} eV" if mae else None)
     right.axline((1, 1), slope=1, color=BLACK, lw=1)
     right.set(xlabel="own prediction, structure alone (eV)", ylabel="independent CGCNN (eV)")
     left.legend(fontsize=8.5)

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from . import candidates, data, oqmd, results, sun
+from . import candidates, data, oqmd, results, seeds, sun
 
 WINDOWS = {"any gap": (0.0, 99.0), "0.5 - 2 eV": (0.5, 2.0), "2 - 4 eV": (2.0, 4.0), "above 4 eV": (4.0, 99.0)}
 LIMIT, SIZES = 0.1, (35, 140)                     # eV/atom above the hull; how many proposals are looked at
@@ -94,6 +94,23 @@ def run(tool, method, seed):
                       n=len(truth), metrics=m, claims={}, split="val and test compositions, unseen in training",
                       wall_time_s=time.time() - start)
     return m
+
+
+def compared(groups, reference="screening"):
+    """DataFrame, a row for each window and method of stored runs {method: runs}, means over seeds, for each of SIZES: hits, precision (%),
+    hits over what chance gives and over those of `reference` (NaN when it has none)."""
+    import pandas as pd
+    mean = lambda method, key: float(seeds.values(groups[method], key).mean())
+    rows = []
+    for window, method in ((w, m) for w in WINDOWS for m in groups):
+        row = {"window": window, "method": method}
+        for n in SIZES:
+            hits, usual = (mean(m, f"hits_{n}_{window}") for m in (method, reference))
+            chance, ratio = mean(method, f"enrichment_{n}_{window}"), hits / usual if usual else np.nan
+            row |= {f"hits of {n}": hits, f"precision at {n} (%)": 100 * hits / n, f"times chance, {n}": chance,
+                    f"times {reference}, {n}": ratio}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def main():

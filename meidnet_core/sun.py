@@ -1,6 +1,7 @@
 """Stable, unique, novel: the rate of Figure 3b for the model and for what it must beat, at one budget and one screening.
 
     python -m meidnet_core.sun --seeds 5                  # every method, 140 candidates a seed; goes on where it was killed
+    python -m meidnet_core.sun --methods ours --free      # cells as decoded, not put on ideal sites; with --start rattled: displaced
 
 Stable: energy above the `list` hull after relaxation of the cubic cell, at 0.1 and 0 eV/atom. Unique: no earlier candidate
 of the same method and seed matches after relaxation. Novel: formula absent from training, MP-20, the hull list, all of OQMD.
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import candidates, crystal, experiments, hull, matching, oqmd, relax, results, seeds, stability
+from . import candidates, crystal, experiments, hull, matching, oqmd, relax, results, stability
 from .config import EXTENDED, EXTENDED_OWN
 
 GAPS, PER_TARGET, ENTHALPY = (0.8, 1.0, 1.2, 1.5), 35, -0.025        # the paper's request: eV, candidates each, eV/atom
@@ -22,6 +23,7 @@ THRESHOLDS = {"100": 0.1, "0": 0.0}                                  # meV/atom:
 BATCH, FEEDBACK_STARTS = 7, 2048                                     # of methods with feedback: candidates chosen at a time, latents
 DRAWN = 15                                                           # structures that notebook 11 draws
 REFERENCES = ("training", "mp_20", "list", "oqmd")
+DECODED = ("ours", "strict", "unmoved", "paper", "gap", "ours-feedback")                # methods whose geometry a decoder gives
 
 
 def targets(method):
@@ -158,6 +160,12 @@ def rates(table, budget, label="pbe_gap"):
     return m | aim(table, budget, label)
 
 
+def terms(limit, potential, reference="training"):
+    """What a SUN rate counts, in words: threshold (eV/atom), hull, potential and what is known (of REFERENCES, or anywhere)."""
+    known = {"mp_20": "MP-20", "list": "the hull list", "oqmd": "OQMD", "anywhere": "every set"}.get(reference, reference)
+    return f"at most {limit:g} eV/atom on the list hull, {potential}, new to {known}"
+
+
 def interval(count, n, level=0.95):
     """Clopper-Pearson interval (%) of a binomial rate."""
     from scipy.stats import binomtest
@@ -171,29 +179,32 @@ def against(ours, other):
     return "above" if low > other_high else "below" if high < other_low else "not distinguishable from"
 
 
-def configuration(tool, method, potential="sevennet-0", per_target=PER_TARGET):
+def configuration(tool, method, potential="sevennet-0", per_target=PER_TARGET, start="ideal"):
     """What a run of `run` stands for: stored with it, and compared before it is skipped."""
-    return {"potential": potential, "hull": "list", "start": "ideal", "targets": targets(method), "models": len(tool.models),
-            "per_target": per_target}
+    return {"potential": potential, "hull": "list", "start": start, "targets": targets(method), "models": len(tool.models),
+            "per_target": per_target} | ({} if tool.symmetrize else {"geometry": "decoded"})
 
 
-def run(tool, method, seed, potential="sevennet-0", per_target=PER_TARGET, tag="", **options):
-    """One method and seed: propose, relax, place, count; writes data/results/sun-<method><tag>/seed<seed>.json, returns the table."""
-    start, budget = time.time(), per_target * len(GAPS)
+def run(tool, method, seed, potential="sevennet-0", per_target=PER_TARGET, tag="", start="ideal", **options):
+    """One method and seed: propose, relax from `start` (of relax.STARTS), place, count; returns the table.
+
+    Writes data/results/sun-<method><tag>/seed<seed>.json.
+    """
+    began, budget = time.time(), per_target * len(GAPS)
     correction = hull.corrections(potential)
-    relaxed = lambda cells: relax.relax_all(cells, hull.default_path(potential, "cells"), potential, **options)["ideal"]
+    relaxed = lambda cells: relax.relax_all(cells, hull.default_path(potential, "cells"), potential, (start,), **options)[start]
     if method in candidates.FEEDBACK:
         measure = lambda cells: [hull.e_above_hull(r, correction)["e_above_hull"] for r in relaxed(cells)]
         cells, table = gather_with_feedback(tool, method, seed, per_target, measure)
     else:
         cells, table = gather(tool, method, seed, per_target)
-    seconds = time.time() - start
+    seconds = time.time() - began
     table = judge(cells, table, relaxed(cells), correction)
     m = rates(table, budget, next(iter(targets(method)[0]))) | {"seconds_propose": seconds}
     curve = columns(table, "formula target pbe_gap dir_gap heat_all stability e_above_hull unique new_training new_anywhere status")
-    config = configuration(tool, method, potential, per_target)
+    config = configuration(tool, method, potential, per_target, start)
     results.write_run(f"sun-{method}{tag}", f"seed{seed}", config=config, seed=seed, data_set="extended", split="generated", n=budget,
-                      metrics=m, claims={}, curve=curve, wall_time_s=time.time() - start)
+                      metrics=m, claims={}, curve=curve, wall_time_s=time.time() - began)
     return table
 
 
@@ -265,75 +276,43 @@ def stored(experiment="sun", tag="", methods=(*candidates.METHODS, *candidates.F
     return {m: runs for m, runs in groups.items() if runs}
 
 
-def figures():
-    """Claims of the stored runs, seed by seed: Figures 3 and S2, the paper's own request, ours over the mean of random sampling (2 to 5
-    hits a seed) and of screening. ValueError when the runs are of more than one potential."""
-    by_seed = lambda found: {m: {r["seed"]: r["metrics"] for r in runs} for m, runs in found.items()}
-    plain, strict = stored(), stored(tag="-new")
-    groups, new, retro = map(by_seed, (plain, strict, stored("retrospective")))
-    potentials = {r["config"]["potential"] for runs in (*plain.values(), *strict.values()) for r in runs}
-    if len(potentials) > 1:
-        raise ValueError(f"{results.RESULTS}/sun-*: runs mix potentials: {', '.join(sorted(potentials))}")
-    potential = next(iter(potentials), None)
-    counts = {m: seeds.values(seeds.distinct(plain.get(m, [])), "count_100_training") for m in ("ours", "random", "screening")}
-    others = {m: (counts[m].mean() if len(counts[m]) else 0.0, seeds.rests_on(counts["ours"], counts[m])) for m in ("random", "screening")}
-    for seed in sorted(set.intersection(*(set(groups.get(m, {})) for m in ("ours", "random", "screening")))):
-        at = ({m: runs[seed] for m, runs in found.items() if seed in runs} for found in (groups, new, retro))
-        claims = claims_of(*at, others, potential)
-        m = {name: claims[f"x.sun.{name}"]["value"] for name in ("over_random", "over_screening") if f"x.sun.{name}" in claims}
-        config = {"potential": potential, "hull": "list", "threshold": THRESHOLDS["100"]}
-        results.write_run("sun-figures", f"seed{seed}", config=config, seed=seed, data_set="extended", split="generated",
-                          n=groups["ours"][seed]["candidates"], metrics=m, claims=claims, wall_time_s=0.0)
-
-
-def claims_of(groups, new, retro, others, potential):
-    """Rows of one seed from {method: metrics} of the SUN runs, of those that propose what no set holds, and of the retrospective ones.
-    others: {method: (mean SUN count, what it rests on)}; a ratio to a method without hits is left out."""
-    terms = f"at most {THRESHOLDS['100']} eV/atom on the list hull, {potential}"
-    known, anywhere = f"({terms}, new to training)", f"({terms}, new to every set)"
-    ranked = f"generated, ranked by predicted stability {known}"
-    held = "OQMD compositions unseen in training (any gap, at most 0.1 eV/atom on the OQMD hull)"
-    ours = groups["ours"]["count_100_training"]
-    claim = lambda value, split="generated": {"value": float(value), "split": split}
-    out = {"f3.n": claim(groups["ours"]["candidates"]), "f3.targets": claim(len(GAPS)), "f3a.distribution": claim(1),
-           "f3c.structures": claim(1, "the paper's formulas, drawn"), "s2.n": claim(min(ours, DRAWN)),
-           "f3b.sun": claim(groups["ours"]["sun_100_training"], ranked), "f3b.sun_count": claim(ours, ranked)}
-    out |= {f"x.sun.over_{m}": claim(ours / usual, f"generated {known}, {rests}") for m, (usual, rests) in others.items() if usual}
-    if "paper" in groups:
-        out["x.sun.as_asked"] = claim(groups["paper"]["sun_100_training"], f"generated {known}")
-    if "ours" in new:
-        out["x.sun.strict"] = claim(new["ours"]["sun_100_anywhere"], f"generated {anywhere}")
-    if "ours" in retro:
-        out["x.retro.enrichment140"] = claim(retro["ours"]["enrichment_140_any gap"], held)
-    if {"ours", "screening"} <= set(retro):
-        hits = {m: r["enrichment_140_any gap"] for m, r in retro.items()}
-        whole = f"; screening with all models has {hits['ensemble']:.1f} times chance" if "ensemble" in hits else ""
-        out |= {"x.retro.over_screening": claim(hits["ours"] / hits["screening"], held + whole)} if hits["screening"] else {}
-    return out
-
-
 def main():
+    from . import sun_tables
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(candidates.METHODS),
                         choices=[*candidates.METHODS, *candidates.FEEDBACK])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--potential", default=stability.DEFAULT)
     parser.add_argument("--everywhere", action="store_true", help="propose only formulas that no reference holds (results in sun-*-new)")
+    parser.add_argument("--free", action="store_true", help="cells as decoded, not put on ideal sites (results in sun-*-free)")
+    parser.add_argument("--start", default="ideal", choices=relax.STARTS, help="rattled: atoms displaced (results in sun-*-rattled)")
     parser.add_argument("--ceiling", action="store_true", help="relax the whole enumeration instead")
     parser.add_argument("--export", action="store_true", help="write data/candidates instead")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
+    if args.free and (plain := [m for m in args.methods if m not in DECODED]):
+        parser.error(f"--free: {', '.join(plain)} decode no geometry")
+    if (args.ceiling or args.export) and (args.free or args.start != "ideal"):
+        parser.error("--free and --start go with neither --ceiling nor --export")
     if args.ceiling or args.export:
         return other(args)
-    tag = ("-new" if args.everywhere else "") + (f"-{args.potential}" if args.potential != stability.DEFAULT else "")   # has the claims
-    tool = designer(symmetrize=True, known=known_everywhere() if args.everywhere else frozenset())
+    tag = tag_of(args)
+    tool = designer(symmetrize=not args.free, known=known_everywhere() if args.everywhere else frozenset())
     for seed in range(args.seeds):
         for method in args.methods:
-            if not results.done(f"sun-{method}{tag}", seed, configuration(tool, method, args.potential)):
-                m = rates(run(tool, method, seed, args.potential, tag=tag, processes=args.processes), PER_TARGET * len(GAPS))
+            if not results.done(f"sun-{method}{tag}", seed, configuration(tool, method, args.potential, start=args.start)):
+                table = run(tool, method, seed, args.potential, tag=tag, start=args.start, processes=args.processes)
+                m = rates(table, PER_TARGET * len(GAPS))
                 print(f"{method}/seed{seed}: SUN {m['sun_100_training']:.1f} %, new anywhere {m['sun_100_anywhere']:.1f} %", flush=True)
-    figures()
-    results.write_claims()
+    if not args.free and args.start == "ideal":                       # the others carry no claims
+        sun_tables.figures()
+        results.write_claims()
+
+
+def tag_of(args):
+    """Ending of the experiments of a command line: each kind of run has its own; the one without has most claims."""
+    tag = ("-new" if args.everywhere else "") + ("-free" if args.free else "")
+    return tag + "".join(f"-{v}" for v, usual in ((args.start, "ideal"), (args.potential, stability.DEFAULT)) if v != usual)
 
 
 def other(args):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from meidnet_core import candidates, cgcnn, design, gap_check, oqmd, results, sun
+from meidnet_core import candidates, cgcnn, design, gap_check, oqmd, plots, results, sun
 
 
 class Tool(candidates.Designer):
@@ -113,3 +113,29 @@ def test_the_exported_table_is_annotated():
     assert (((table.pbe_gap - table.target).abs() <= 0.2) == table.on_target).all() and table.cgcnn_gap.notna().all()
     known = [min(int(part.split()[1]) for part in row.split(", ")) for row in table.training_cells]
     assert known == table.cells_with_rarest_element.tolist()
+
+
+def test_hits_are_counted_of_all_of_those_on_target_and_of_the_sure():
+    rates = gap_check.hit_rates(table()).set_index(["proposals", "target (eV)"])
+    everything = rates.loc[("all", "all")]
+    assert everything["how many"] == 4 and everything["CGCNN: MAE (eV)"] == pytest.approx((0.2 + 1.2 + 0.02 + 0) / 4)
+    assert (everything["within 0.1 eV (%)"], everything["within 0.5 eV (%)"]) == (50, 75)
+    assert rates.loc[("on target", "all"), "how many"] == 3 and rates.loc[("sure", "0.8"), "how many"] == 1
+    assert np.isnan(rates.loc[("sure", "1.5"), "CGCNN: MAE (eV)"])                            # none: no number
+
+
+def test_stored_proposals_have_a_gap_each():
+    """The hit rates of all 140 follow from what the runs store, and the metrics of the run from the same rows."""
+    run = json.loads((results.RESULTS / "design-gap" / "seed0.json").read_text())
+    rates = gap_check.hit_rates(pd.DataFrame(run["curve"])).set_index(["proposals", "target (eV)"])
+    assert rates.loc[("all", "all"), "how many"] == len(sun.GAPS) * sun.PER_TARGET
+    assert rates.loc[("all", "all"), "CGCNN: MAE (eV)"] == pytest.approx(run["metrics"]["cgcnn_mae"], abs=1e-4)
+    assert rates.loc[("sure", "all"), "within 0.2 eV (%)"] == pytest.approx(run["metrics"]["cgcnn_within_0.2_sure"])
+
+
+def test_the_parity_figure_shows_all_proposals():
+    full = plots.gap_parity(table(), 0.11)
+    assert full.axes[0].get_legend_handles_labels()[1][:3] == ["off target when read again (1)", "on target, models differ (1)",
+                                                              "on target, models agree (2)"]
+    near = plots.gap_parity(table()[table().near], 0.11)
+    assert len(near.axes[0].get_legend_handles_labels()[1]) == 3                              # two kinds and the line

@@ -2,7 +2,7 @@
 
 import pytest
 
-from meidnet_core import crystal, plots
+from meidnet_core import crystal, plots, results
 
 pytest.importorskip("pymatviz")
 
@@ -21,3 +21,12 @@ def test_a_menu_shows_one_pair_of_structures_at_a_time():
     assert [a + b for a, b in zip(*masks)] == [1] * len(figure.data)                       # every trace belongs to one of them
     assert [t.visible for t in figure.data] == masks[0] and {t.scene for t in figure.data} == {"scene", "scene2"}
     assert [a["text"] for a in second.args[1]["annotations"]] == ["before", "after"]
+
+
+def test_the_check_of_a_hull_tells_how_the_stable_are_classified():
+    fit, run = results.read_run("hull-fit", "sevennet-0"), results.read_run("hull-validation", "sevennet-0")
+    m = run["metrics"]
+    title = plots.hull_check(fit, {"list hull": run}).axes[1].get_title()
+    for t in (0, 0.1):
+        told = " / ".join(f"{m[f'{k}_at_{t}']:.0f}" for k in ("accuracy", "precision", "recall"))
+        assert f"{told} at {t}" in title

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from meidnet_core import candidates, crystal, oqmd, retrospective
+from meidnet_core import candidates, crystal, oqmd, retrospective, sun
 
 
 def test_held_out_are_the_compositions_that_training_lacks(monkeypatch):
@@ -55,3 +55,23 @@ def test_every_window_is_answered_from_all_searches():
     asked.clear()
     assert {len(p.mean) for p in retrospective.chosen(Tool(), "screening", 3)[0].values()} == {1} and asked == [("screening", None, 3)]
     assert "searches" in retrospective.configuration(Tool(), "unmoved") and "searches" not in retrospective.configuration(Tool(), "window")
+
+
+def test_every_window_is_compared_with_screening():
+    def runs(*hits):                                                  # of two seeds
+        return [{"metrics": {f"{k}_{n}_{w}": v for w in retrospective.WINDOWS for n in retrospective.SIZES
+                             for k, v in (("hits", 0 if w == "2 - 4 eV" and h == 9 else h), ("enrichment", 2 * h))}} for h in hits]
+    table = retrospective.compared({"ours": runs(6, 8), "screening": runs(9, 9)}).set_index(["window", "method"])
+    assert len(table) == 2 * len(retrospective.WINDOWS)
+    row = table.loc[("any gap", "ours")]
+    assert (row["hits of 35"], row["precision at 35 (%)"], row["times chance, 140"]) == (7, 20, 14)
+    assert row["times screening, 140"] == 7 / 9 and table.loc[("above 4 eV", "screening"), "times screening, 35"] == 1
+    assert np.isnan(table.loc[("2 - 4 eV", "ours"), "times screening, 35"])                 # nothing to divide by
+
+
+def test_the_stored_precision_is_that_of_the_table():
+    groups = sun.stored("retrospective", methods=retrospective.METHODS)
+    table = retrospective.compared(groups).set_index(["window", "method"])
+    for window in retrospective.WINDOWS:
+        assert np.isclose(table.loc[(window, "ours"), "precision at 35 (%)"],
+                          np.mean([r["metrics"][f"precision_35_{window}"] for r in groups["ours"]]))

@@ -1,13 +1,31 @@
 """Stable, unique, novel: counting, matching, intervals."""
 
 import json
+import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from ase.calculators.emt import EMT
 
-from meidnet_core import candidates, checkpoint, crystal, dft, experiments, hull, oqmd, results, stability, sun
+from meidnet_core import (
+    candidates,
+    checkpoint,
+    crystal,
+    dft,
+    experiments,
+    hull,
+    oqmd,
+    potentials,
+    relax,
+    results,
+    seeds,
+    stability,
+    sun,
+    sun_tables,
+)
 
 
 def relaxed(a, *symbols, frac=crystal.PEROVSKITE):
@@ -117,17 +135,17 @@ def test_claims_name_threshold_hull_potential_and_what_is_new():
     row = lambda count: {"candidates": 140, "count_100_training": count, "sun_100_training": count, "sun_100_anywhere": count / 10}
     groups = {m: row(n) for m, n in (("ours", 84), ("random", 0), ("screening", 70), ("paper", 28))}
     hits = {"ours": {"enrichment_140_any gap": 20.0}, "screening": {"enrichment_140_any gap": 40.0}}
-    claims = sun.claims_of(groups, {"ours": row(14)}, hits, {"random": (3.5, "7 hits"), "screening": (70, "")}, "sevennet-0")
+    claims = sun_tables.claims_of(groups, {"ours": row(14)}, hits, {"random": (3.5, "7 hits"), "screening": (70, "")}, "sevennet-0")
     value = {k: c["value"] for k, c in claims.items()}
     hits["ensemble"] = {"enrichment_140_any gap": 44.0}
-    told = sun.claims_of(groups, {}, hits, {"random": (0, ""), "screening": (0, "")}, "sevennet-0")["x.retro.over_screening"]["split"]
-    assert told.endswith("; screening with all models has 44.0 times chance")
+    told = sun_tables.claims_of(groups, {}, hits, {"random": (0, ""), "screening": (0, "")}, "sevennet-0")
+    assert told["x.retro.over_screening"]["split"].endswith("; screening with all models has 44.0 times chance")
     assert value["f3b.sun"] == 84 and value["f3b.sun_count"] == 84 and value["x.sun.as_asked"] == 28 and value["s2.n"] == sun.DRAWN
     assert value["x.sun.over_random"] == 24 and value["x.sun.over_screening"] == 1.2 and value["x.retro.over_screening"] == 0.5
     for name in ("f3b.sun", "x.sun.as_asked", "x.sun.strict", "x.sun.over_random"):
         assert all(word in claims[name]["split"] for word in ("0.1 eV/atom", "list hull", "sevennet-0", "new to"))
     none = {"ours": hits["ours"], "screening": {"enrichment_140_any gap": 0.0}}
-    without = sun.claims_of(groups, {}, none, {"random": (0, "no hits")}, "sevennet-0")
+    without = sun_tables.claims_of(groups, {}, none, {"random": (0, "no hits")}, "sevennet-0")
     assert not {"x.sun.strict", "x.sun.over_random", "x.retro.over_screening"} & set(without)          # no ratio to nothing
 
 
@@ -137,7 +155,7 @@ def test_runs_of_two_potentials_are_not_one_claim(monkeypatch):
     monkeypatch.setattr(sun, "stored", lambda *a, **k: runs)
     monkeypatch.setattr(results, "write_run", lambda *a, **k: pytest.fail("written"))
     with pytest.raises(ValueError, match="mix potentials: chgnet, sevennet-0"):
-        sun.figures()
+        sun_tables.figures()
 
 
 def test_stored_claims_follow_from_the_stored_runs():
@@ -187,3 +205,88 @@ def test_the_folder_of_candidates_and_its_table_say_the_same(tmp_path):
     (tmp_path / "new" / "mine.cif").write_text("")
     sun.write(tmp_path / "new", pd.DataFrame({"formula": []}), [])
     assert [p.name for p in (tmp_path / "new").glob("*.cif")] == ["mine.cif"]
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Runs of two metals in place of 140 crystals, in a folder of their own: EMT relaxes, the hull is at zero energy."""
+    box = [3.7, 3.7, 3.7, 90.0, 90.0, 90.0], crystal.PEROVSKITE[1:] + 0.5
+    cells = [(np.array(box[0]) + shift, [e] * 4, box[1]) for e, shift in (("Cu", 0.0), ("Ag", [0.5, 0.5, 0.5, 0, 0, 0]))]
+    table = pd.DataFrame({"formula": ["Cu", "Ag"], "target": 0.8} | dict.fromkeys(("pbe_gap", "dir_gap", "heat_all", "stability"), 0.8))
+    monkeypatch.setattr(sun, "gather", lambda *a: (cells, table))
+    monkeypatch.setattr(potentials, "get_calculator", lambda *a: EMT())
+    monkeypatch.setattr(potentials, "pick", lambda potential: potential)
+    monkeypatch.setattr(hull, "corrections", lambda potential: None)
+    monkeypatch.setattr(hull, "default_path", lambda *a: tmp_path / "cells.jsonl")
+    monkeypatch.setattr(hull, "e_above_hull", lambda row, correction: {"e_above_hull": row["energy_per_atom"]})
+    monkeypatch.setattr(sun, "novelty", lambda symbols: dict.fromkeys(sun.REFERENCES, True))
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "write_run", partial(results.write_run, root=tmp_path))
+    monkeypatch.setattr(sun, "designer", lambda symmetrize, known: SimpleNamespace(symmetrize=symmetrize, models=[None], labels=()))
+    monkeypatch.setattr(sun_tables, "figures", lambda: pytest.fail("such runs carry no claims"))
+    return tmp_path
+
+
+def test_free_and_rattled_runs_have_experiments_of_their_own(small, monkeypatch):
+    common = ["sun", "--methods", "ours", "--seeds", "1", "--processes", "1", "--potential", "emt"]
+    for extra in (["--free"], ["--start", "rattled"], ["--free", "--start", "rattled"]):
+        monkeypatch.setattr(sys, "argv", [*common, *extra])
+        sun.main()
+    read = lambda tag: json.loads((small / f"sun-ours-{tag}-emt" / "seed0.json").read_text())
+    free, rattled, both = map(read, ("free", "rattled", "free-rattled"))
+    assert (free["config"]["start"], free["config"]["geometry"], free["claims"]) == ("ideal", "decoded", {})
+    assert rattled["config"]["start"] == both["config"]["start"] == "rattled" and "geometry" not in rattled["config"]
+    rows = relax.read_rows(small / "cells.jsonl").values()
+    assert sorted(r["start"] for r in rows) == ["ideal"] * 2 + ["rattled"] * 2           # both rattled runs ask the same of the same cells
+    monkeypatch.setattr(sun, "run", lambda *a, **k: pytest.fail("done before"))
+    sun.main()
+
+
+def test_methods_without_a_decoder_are_not_free(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sun", "--methods", "ours", "screening", "--free"])
+    with pytest.raises(SystemExit):
+        sun.main()
+    assert "screening decode no geometry" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["sun", "--export", "--start", "rattled"])
+    with pytest.raises(SystemExit):
+        sun.main()
+    assert "neither --ceiling nor --export" in capsys.readouterr().err
+
+
+def test_stored_runs_are_what_the_code_asks_for():
+    tool = SimpleNamespace(symmetrize=True, models=[None] * 3)
+    for method in ("ours", "paper", "screening"):
+        assert results.done(f"sun-{method}", 0, sun.configuration(tool, method))
+    assert not results.done("sun-ours", 0, sun.configuration(SimpleNamespace(symmetrize=False, models=[None] * 3), "ours"))
+
+
+def test_a_rate_is_named_in_full():
+    assert sun.terms(0.1, "sevennet-0") == "at most 0.1 eV/atom on the list hull, sevennet-0, new to training"
+    assert sun.terms(0.0, "chgnet", "anywhere") == "at most 0 eV/atom on the list hull, chgnet, new to every set"
+    assert sun.terms(0.1, "chgnet", "mp_20").endswith("new to MP-20")
+
+
+def starting(counts, energies):
+    return {"curve": {"formula": list(energies), "e_above_hull": list(energies.values())},
+            "metrics": {"candidates": len(energies), "count_100_training": counts[0], "count_0_training": counts[1]}}
+
+
+def test_kinds_of_cell_and_start_stand_beside_each_other():
+    runs = {"sun-ours/seed0": starting((2, 1), {"a": -0.01, "b": 0.05, "c": 0.2, "d": None}),
+            "sun-ours-rattled/seed0": starting((3, 2), {"a": -0.02, "b": 0.0, "c": 0.1, "d": 0.3})}
+    table = sun_tables.starts(runs).set_index("geometry, start")
+    assert list(table.index) == ["symmetrized, ideal", "symmetrized, rattled"]             # what is not stored has no row
+    first, rattled = table.iloc[0], table.iloc[1]
+    assert (first["SUN at 0.1 eV/atom (%)"], rattled["SUN at 0.1 eV/atom (%)"], rattled["SUN at 0 eV/atom (%)"]) == (50, 75, 50)
+    assert rattled["compared"] == 3 and rattled["median energy - first row (meV/atom)"] == pytest.approx(-50)
+    assert rattled["deeper by 25 meV/atom"] == 2 and first["median energy - first row (meV/atom)"] == 0
+    low, high = sun.interval(3, 4)
+    assert rattled["95 %, 0.1 eV/atom"] == f"{low:.1f} to {high:.1f}"
+
+
+def test_rates_carry_their_intervals():
+    groups = {m: seeds.distinct(r) for m, r in sun.stored().items() if m in ("ours", "screening")}
+    table = sun_tables.with_intervals(groups, {"sun_100_training": "SUN (%)"}, {"gap_miss": "miss (eV)"})
+    assert list(table.columns) == ["seeds", "SUN (%)", "SUN (%), 95 %", "miss (eV)"]
+    low, high = sun.interval(*seeds.effective(groups["ours"], "sun_100_training"))
+    assert table.loc["ours", "SUN (%), 95 %"] == f"{low:.1f} to {high:.1f}"
