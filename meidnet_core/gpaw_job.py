@@ -19,6 +19,7 @@ import numpy as np
 STRAINS = (-0.02, -0.01, 0.0, 0.01, 0.02)      # of the lattice constant, five points of the equation of state; more at an edge
 MOST = 9                                       # points of an equation of state
 EMPTY = 14                                     # empty bands at most: in large cells the highest would take most of the time
+LOOSE = {"energy": 1e-5, "density": 1e-3, "eigenstates": 1e-5}      # of strained cells: energies to 0.01 meV in a third fewer steps
 TINY_GAP = 0.1                                 # eV; below this Kohn-Sham gap the discontinuity means nothing
 WINDOW = (-8.0, 8.0)                           # eV around the Fermi level, of the density of states
 NEAR = 2.0                                     # eV around the Fermi level, of the levels by which a basis is judged
@@ -81,7 +82,7 @@ def eos(job, folder):
     while (strain := next_strain(points, start)) is not None:
         atoms = atoms_of(job)
         atoms.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
-        atoms.calc = calculator(job, folder, "eos")
+        atoms.calc = calculator(job, folder, "eos", convergence=LOOSE)
         points.append([atoms.get_volume(), atoms.get_potential_energy()])
         write(folder, "eos-points", points)
     volumes, energies = np.array(sorted(points)).T
@@ -133,7 +134,7 @@ def fixed(job, folder, step, kpts, extra):
         words = {"nbands": keep, "basis": basis_sets(job)}
     else:
         keep = occupied + min(max(8, occupied // 3), EMPTY)
-        words = {"nbands": keep + max(extra, occupied // 5), "maxiter": 200, "convergence": {"bands": keep, "eigenstates": 1e-6}}
+        words = {"nbands": keep + max(extra, occupied // 5), "maxiter": 200, "convergence": {"bands": keep, "eigenstates": 1e-5}}
     fixed = ground.fixed_density(kpts=kpts, symmetry={} if step == "dos" else "off", txt=str(folder / f"{step}.txt"), **words)
     return ground, fixed, keep
 
