@@ -33,7 +33,7 @@ def starts(runs, method="ours", seed=0):
         energy = {f: e for f, e in zip(run["curve"]["formula"], run["curve"]["e_above_hull"]) if e is not None}
         first = first or energy
         change = np.array([e - first[f] for f, e in energy.items() if f in first])
-        rows.append({"geometry, start": text, "candidates": run["metrics"]["candidates"]} | _rates(run["metrics"]) | {
+        rows.append({"method": method, "geometry, start": text, "candidates": run["metrics"]["candidates"]} | _rates(run["metrics"]) | {
             "compared": len(change), "median energy - first row (meV/atom)": 1000 * float(np.median(change)) if len(change) else None,
             f"deeper by {1000 * DEEPER:.0f} meV/atom": int((change < -DEEPER).sum())})
     return pd.DataFrame(rows)
