@@ -10,6 +10,9 @@ from .plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY
 SPINS = ((BLUE, "spin up"), (ORANGE, "spin down"))
 
 
+GREEK = {"SIGMA": "Σ", "DELTA": "Δ", "LAMBDA": "Λ"}                     # as seekpath spells them
+
+
 def _ticks(ax, labels, letter=0.02):
     """Names of the points of a path; one that would touch the one before (letters are a share `letter` of the path) stands a line lower."""
     for x, _ in labels:
@@ -17,7 +20,7 @@ def _ticks(ax, labels, letter=0.02):
     first, last, names, low = labels[0][0], labels[-1][0], [], 0
     for (before, previous), (x, name) in zip([(-np.inf, ""), *labels], labels):
         low = low + 1 if x - before < letter * len(previous + name) * (last - first) else 0
-        names.append("\n" * (low % 3) + re.sub(r"_(\w+)", r"$_{\1}$", name))
+        names.append("\n" * (low % 3) + re.sub(r"_(\w+)", r"$_{\1}$", re.sub("|".join(GREEK), lambda m: GREEK[m[0]], name)))
     ax.set_xticks([x for x, _ in labels], names)
     ax.set_xlim(first, last)
 
