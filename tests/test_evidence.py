@@ -126,8 +126,8 @@ def test_stored_bands_agree_with_their_gaps():
 
 def test_crowded_points_of_a_path_are_told_apart():
     _, ax = plt.subplots()
-    plots_physics._ticks(ax, [(0.0, "Γ"), (1.0, "X|U_2"), (1.05, "Y"), (1.1, "T"), (1.3, "Γ")])
-    assert [t.get_text() for t in ax.get_xticklabels()] == ["Γ", "X|U$_{2}$", "\nY", "\n\nT", "Γ"]
+    plots_physics._ticks(ax, [(0.0, "Γ"), (1.0, "X|U_2"), (1.05, "Y"), (1.1, "T"), (1.3, "SIGMA_0")])
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["Γ", "X|U$_{2}$", "\nY", "\n\nT", "Σ$_{0}$"]
 
 
 def test_figures_draw_what_they_are_given(tmp_path):
