@@ -321,11 +321,19 @@ def off_centre(formula, direction, potential="sevennet-0"):
     return row["lattice"], row["symbols"], row["frac"]
 
 
-def run_off_centre(args):
-    for f, direction in ((f, d) for f in args.materials or ["YbScSe3"] for d in OFF_CENTRE):
-        name = f"{f}-off{''.join(map(str, direction))}"
-        out = run(name, off_centre(f, direction), args.profile, "waves", args.ranks, timeout=args.timeout)
-        print(name, out["status"], out.get("gap"), f"{out['seconds']:.0f} s", flush=True)
+def asked_for(args):
+    """(name, cell, kind, setups), as `run` takes them, of each calculation of a command line."""
+    if args.what == "off-centre":
+        for f, d in ((f, d) for f in args.materials or ["YbScSe3"] for d in OFF_CENTRE):
+            yield f"{f}-off{''.join(map(str, d))}", off_centre(f, d), "waves", {}
+        return
+    asked = "divalent" if args.divalent else args.what
+    tag = next((t for t, valence in VALENCE.items() if valence == asked), None)
+    kind = "pbe" if args.what != "repaired" else "waves" if args.waves else "polymorph"
+    end = {"pbe": "", "polymorph": "-polymorph", "waves": "-polymorph-waves"}[kind] + (f"-{asked}" if tag else "")
+    for f in args.materials or {"tables1": REST, "divalent": DIVALENT, "trivalent": TRIVALENT}.get(args.what, FIGURE4):
+        cell = cubic_start(f) if kind == "pbe" else polymorph(f)
+        yield f + end, cell, kind, {e: frozen_4f(e, tag) for e, t in FROZEN_4F if t == tag and e in cell[1]}
 
 
 def main():
@@ -340,16 +348,8 @@ def main():
     args = parser.parse_args()
     if args.waves and args.divalent:
         parser.error("--waves and --divalent: no chapter reads that")
-    if args.what == "off-centre":
-        return run_off_centre(args)
-    asked = "divalent" if args.divalent else args.what
-    tag = next((t for t, valence in VALENCE.items() if valence == asked), None)
-    kind = "pbe" if args.what != "repaired" else "waves" if args.waves else "polymorph"
-    end = {"pbe": "", "polymorph": "-polymorph", "waves": "-polymorph-waves"}[kind] + (f"-{asked}" if tag else "")
-    for f in args.materials or {"tables1": REST, "divalent": DIVALENT, "trivalent": TRIVALENT}.get(args.what, FIGURE4):
-        name, cell = f + end, cubic_start(f) if kind == "pbe" else polymorph(f)
-        other = {e: frozen_4f(e, tag) for e, t in FROZEN_4F if t == tag and e in cell[1]}
-        out = run(name, cell, args.profile, kind, args.ranks, timeout=args.timeout, setups=other)
+    for name, cell, kind, setups in asked_for(args):
+        out = run(name, cell, args.profile, kind, args.ranks, timeout=args.timeout, setups=setups)
         print(name, out["status"], out.get("gap"), f"{out['seconds']:.0f} s", flush=True)
 
 

@@ -11,6 +11,7 @@ polymorphs without soft modes the most symmetric one is taken.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -284,13 +285,10 @@ def parents(formulas, potential, lattice=None):
             for _, symbols, frac in candidates.cells_of(formulas)]
 
 
-def held(row, potential):
-    """Calculator under the pressure that holds the cubic cell of a row, and that pressure (GPa)."""
-    from ase.units import GPa
-
-    from .potentials import get_calculator, held_at
-    calculator = held_at(relax.to_atoms(cell_from(row)), get_calculator(potential, "cpu"))
-    return calculator, round(calculator.pressure / GPa, 3)
+def holding(row):
+    """`wrap` of engine: a calculator under the pressure that holds the cubic cell of a row."""
+    from .potentials import held_at
+    return partial(held_at, relax.to_atoms(cell_from(row)))
 
 
 def write(result, folder, cifs):
@@ -321,9 +319,21 @@ def search_table(found):
     return pd.DataFrame(rows)
 
 
+def from_row(formula, row, name, args):
+    """Result for the row of a cubic cell, repaired as a command line asks."""
+    from ase.units import GPa
+
+    from .results import ROOT
+    if "lattice" not in row:
+        return {"name": formula, "potential": name, "seed": args.seed, "status": row["status"]}
+    calculator, evaluate, settle = engine(args.potential, args.batch, *([holding(row)] if args.lattice else []))
+    out = repair(formula, cell_from(row), name, ROOT / "runs" / "repair", generations=args.generations, offspring=args.offspring,
+                 minutes=args.minutes, seed=args.seed, calculator=calculator, evaluate=evaluate, settle=settle)
+    return out | ({"held_at": args.lattice, "pressure": round(calculator.pressure / GPa, 3)} if args.lattice else {})
+
+
 def main():
     from . import results
-    from .potentials import Pressed
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("formulas", nargs="+")
     for name, value in (("potential", "sevennet-0"), ("generations", 19), ("offspring", 3), ("minutes", 8.0), ("seed", 0)):
@@ -335,13 +345,7 @@ def main():
     for formula, row in zip(args.formulas, parents(args.formulas, args.potential, args.lattice)):
         if (data / "polymorphs" / f"{formula}-{name}-seed{args.seed}.json").exists():
             continue
-        pressed, pressure = held(row, args.potential) if args.lattice else (None, None)
-        wrap = (lambda c, p=pressed.pressure: Pressed(c, p)) if args.lattice else lambda c: c
-        calculator, evaluate, settle = engine(args.potential, args.batch, wrap)
-        result = {"name": formula, "potential": name, "seed": args.seed, "status": row["status"]} if "lattice" not in row else \
-            repair(formula, cell_from(row), name, results.ROOT / "runs" / "repair", generations=args.generations, offspring=args.offspring,
-                   minutes=args.minutes, seed=args.seed, calculator=calculator, evaluate=evaluate, settle=settle)
-        result |= {"held_at": args.lattice, "pressure": pressure} if args.lattice else {}
+        result = from_row(formula, row, name, args)
         write(result, data / "polymorphs", data / "candidates" / "polymorphs")
         print({k: result.get(k) for k in ("name", "status", "spacegroup_after", "gain", "lowest_before", "lowest_after", "seconds")})
 

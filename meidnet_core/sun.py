@@ -23,6 +23,7 @@ THRESHOLDS = {"100": 0.1, "0": 0.0}                                  # meV/atom:
 BATCH, FEEDBACK_STARTS = 7, 2048                                     # of methods with feedback: candidates chosen at a time, latents
 DRAWN = 15                                                           # structures that notebook 11 draws
 REFERENCES = ("training", "mp_20", "list", "oqmd")
+SPOKEN = {"training": "training", "mp_20": "MP-20", "list": "the hull list", "oqmd": "OQMD", "anywhere": "every set"}
 DECODED = ("ours", "strict", "unmoved", "paper", "gap", "ours-feedback")                # methods whose geometry a decoder gives
 
 
@@ -162,8 +163,7 @@ def rates(table, budget, label="pbe_gap"):
 
 def terms(limit, potential, reference="training"):
     """What a SUN rate counts, in words: threshold (eV/atom), hull, potential and what is known (of REFERENCES, or anywhere)."""
-    known = {"mp_20": "MP-20", "list": "the hull list", "oqmd": "OQMD", "anywhere": "every set"}.get(reference, reference)
-    return f"at most {limit:g} eV/atom on the list hull, {potential}, new to {known}"
+    return f"at most {limit:g} eV/atom on the list hull, {potential}, new to {SPOKEN[reference]}"
 
 
 def interval(count, n, level=0.95):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from ase.units import GPa
 
 from meidnet_core import candidates, genes, potentials, relax, repair
 
@@ -182,13 +183,15 @@ def test_strontium_titanate_leaves_the_cubic_phase(tmp_path):
     out = repair.repair("SrTiO3", cubic("SrTiO3", calculator), "sevennet-0", tmp_path, generations=3, population=9, calculator=calculator)
     tilted = [p for p in out["polymorphs"] if len(p["symbols"]) > 5]
     assert tilted and out["gain"] > 0.0005 and tilted[0]["energy_per_atom"] == min(p["energy_per_atom"] for p in out["polymorphs"])
+    assert "140" in " ".join(p["spacegroup"] for p in out["polymorphs"]) or out["best_gain"] >= 0.0012
 
 
 @pytest.mark.slow
 def test_strontium_titanate_at_its_measured_size_is_tetragonal(tmp_path):
     """PBE's cell is 1 % too long, where a polar mode wins; under the pressure that takes this back a0a0c- is lowest, without soft modes."""
     row = repair.parents(["SrTiO3"], "sevennet-0", 3.905)[0]
-    calculator, pressure = repair.held(row, "sevennet-0")
+    calculator, *_ = repair.engine("sevennet-0", 0, repair.holding(row))
+    pressure = calculator.pressure / GPa
     out = repair.repair("SrTiO3", repair.cell_from(row), "sevennet-0-a3.905", tmp_path, generations=3, population=9, calculator=calculator)
     assert 4 < pressure < 7 and out["status"] == "repaired" and "140" in out["polymorphs"][0]["spacegroup"]
     assert repair.stable(out["polymorphs"][0])
