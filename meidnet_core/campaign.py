@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from . import experiments, losses, metrics, results
+from . import abreast, checkpoint, experiments, losses, metrics, results
 from .config import IMPROVED, PAPER, PRESETS, Config
 from .seeds import best, curves, epochs_to, largest_gain, paired, values
 from .train import Diverged, train
@@ -55,6 +55,11 @@ class Entry:
     @property
     def path(self):
         return results.RESULTS / self.experiment / f"{self.run}.json"
+
+    @property
+    def state(self):
+        """Where an unfinished training lies."""
+        return experiments.RUNS / f"{self.experiment}-{self.run}.safetensors"
 
     @property
     def done(self):
@@ -108,20 +113,13 @@ def subset(tensors, count=VAL_CELLS):
     return {k: t[torch.as_tensor(chosen(len(t), count), device=t.device)] for k, t in tensors.items()}
 
 
-@torch.no_grad()
 def proxies(model, tensors):
-    """Cheap held-out metrics of one epoch: exact (%), cosine, l2d, joint_r2 (mean over the labels).
+    """Cheap held-out metrics of one epoch (abreast.held_out): exact (%), cosine, l2d, joint_r2 (mean over the labels).
 
     exact: all species right from the joint latent. On Perov-5 it equals SM at CDVAE tolerances to 0.1 points, because
     those forgive every geometry that is near the prototype and StructureMatcher rescales the volume.
     """
-    e = metrics.encode(model.eval(), tensors)
-    species = model.decode(torch.as_tensor(e["z"], device=model.lattice_mean.device))["species"]
-    pairs = [metrics.alignment(e["y_c"][e[f"known{k[3:]}"]], e[k][e[f"known{k[3:]}"]]) for k in e if k.startswith("y_p")]
-    r2 = [metrics.regression(e["joint"][:, i], e["labels"][:, i])["r2"] for i in range(e["labels"].shape[1])]
-    right = (species == tensors["species"]) | (tensors["mask"] == 0)
-    return {"exact": 100 * float(right.all(1).float().mean()), **{k: float(np.mean([p[k] for p in pairs])) for k in pairs[0]},
-            "joint_r2": float(np.mean(r2))}
+    return {k: float(v) for k, v in abreast.held_out(model.eval(), tensors).items()}
 
 
 @torch.no_grad()
@@ -136,12 +134,12 @@ def held_out_reconstruction(model, tensors, block=1024):
     return {"reconstruction": sum(getattr(model.cfg, f"w_{k}") * v for k, v in sums.items())} | {f"loss_{k}": v for k, v in sums.items()}
 
 
-def trained(cfg, splits, cells=None, checkpoint=None, progress=False, device="auto"):
+def trained(cfg, splits, cells=None, state=None, progress=False, device="auto"):
     """Train on `cells` training cells (all by default); the history holds the proxies on val as val_exact, val_cosine, ..."""
     val = subset(splits.tensors["val"])
     on_epoch = lambda model, epoch, record: record.update({f"val_{k}": v for k, v in proxies(model, val).items()})
     tensors = splits.tensors["train"] if cells is None else subset(splits.tensors["train"], cells)
-    return train(cfg, tensors, splits.elements, checkpoint=checkpoint, every=5, device=device, on_epoch=on_epoch, progress=progress)
+    return train(cfg, tensors, splits.elements, checkpoint=state, every=5, device=device, on_epoch=on_epoch, progress=progress)
 
 
 def repeated(name, variant, seed, splits):
@@ -179,14 +177,14 @@ def execute(entry, splits, progress=True, device="auto"):
     if known:
         extra = {k: known[k] for k in ("device", "threads", "cpu", "packages", "commit", "date", "curve")}
         return write(entry, known["metrics"], known["wall_time_s"], same_run=f"{known['experiment']}/{known['run']}", **extra)
-    state = experiments.RUNS / f"{entry.experiment}-{entry.run}.safetensors"
+    state = entry.state
     try:
-        run = trained(entry.cfg, splits, checkpoint=state, progress=progress, device=device)
+        run = trained(entry.cfg, splits, state=state, progress=progress, device=device)
     except Diverged as error:                                          # a row, not an exception; the checkpoint stays
-        return write_diverged(entry, error.run)
+        return write_diverged(entry, error.run, checkpoint.device_of(state) or "cpu")
     m = tested(run.model, splits) | held_out_reconstruction(run.model, splits.tensors["test"])
     m |= {"parameters": sum(p.numel() for p in run.model.parameters())}
-    path = write(entry, m, run.seconds, curve=curve_of(run))
+    path = write(entry, m, run.seconds, curve=curve_of(run), device=checkpoint.device_of(state) or "cpu")
     for old in (state, state.with_suffix(".json")):
         old.unlink(missing_ok=True)
     return path
@@ -196,12 +194,12 @@ def curve_of(run):
     return {k: [float(f"{h[k]:.5g}") for h in run.history] for k in CURVE}
 
 
-def write_diverged(entry, run):
+def write_diverged(entry, run, device="cpu"):
     """The run file of a training whose loss became infinite or NaN: its curve and its last finite epoch, no claim, no score."""
     curve = curve_of(run)
     m = {"diverged": len(run.history)} | {k: curve[k][-1] for k in (*CURVE[:5], "val_exact", "val_cosine") if run.history}
     return results.write_run(entry.experiment, entry.run, config=entry.cfg.to_dict(), seed=entry.cfg.seed, data_set=entry.cfg.dataset,
-                             split="val", n=VAL_CELLS, metrics=m, claims={}, wall_time_s=run.seconds, curve=curve)
+                             split="val", n=VAL_CELLS, metrics=m, claims={}, wall_time_s=run.seconds, curve=curve, device=device)
 
 
 def labelled(value, split, cfg):       # the split says by which protocol: the paper's number comes from a longer schedule
@@ -236,6 +234,17 @@ def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True, variants
         print(f"{k + 1}/{len(missing)} {entry.experiment}/{entry.run}: {told}", flush=True)
     summarise(name, base)
     return 0
+
+
+def pack(path, name, base=SWEEP, seeds=None, variants=None):
+    """What is missing, with the cells, in one file for `abreast`, which trains it on a GPU; configurations that are equal go once. The
+    states it leaves in runs/ are what `campaign` finds. Returns the names of the states."""
+    rows, seen = [e for e in table(name, base, seeds) if not e.done and (not variants or e.variant in variants)], {}
+    for e in rows:
+        seen.setdefault(e.cfg, e.state.name)
+    splits = experiments.prepare(base, "cpu")
+    abreast.pack(path, {n: cfg for cfg, n in seen.items()}, splits.tensors["train"], splits.elements, subset(splits.tensors["val"]))
+    return list(seen.values())
 
 
 def stored(name, base=SWEEP, partial=False):
@@ -334,11 +343,15 @@ def main():
     parser.add_argument("--seeds", type=int, help=f"default: {SEEDS}")
     parser.add_argument("--variants", nargs="*", help="only these, e.g. 64 128 256 or none exp67")
     parser.add_argument("--minutes", type=float, help="start no further run after that")
+    parser.add_argument("--pack", metavar="FILE", help="train nothing: write what is missing for meidnet_core.abreast on a GPU machine")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     base = PRESETS[args.preset] if args.preset else SWEEP
-    left = campaign(args.campaign, base.with_(epochs=args.epochs) if args.epochs else base, args.seeds, args.minutes,
-                    variants=args.variants)
+    base = base.with_(epochs=args.epochs) if args.epochs else base
+    if args.pack:
+        print(*pack(args.pack, args.campaign, base, args.seeds, args.variants), sep="\n")
+        return
+    left = campaign(args.campaign, base, args.seeds, args.minutes, variants=args.variants)
     print(f"{left} runs are missing; the same command goes on" if left else "complete")
 
 

@@ -70,6 +70,16 @@ def fit(path, model, tensors):
         raise CheckpointError(f"{path}: weights do not fit the configuration or the data: {first}") from error
 
 
+def device_name(model):
+    device = next(model.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def device_of(path):
+    """Name of the device that wrote a training state; None when there is no such file, or one of an older version."""
+    return read(path)[1].get("device") if Path(path).exists() else None
+
+
 def save_state(path, run, model, average, optimizer, epoch, finished=False):
     """Everything a resumed run needs, the random generators included. finished: nothing is left to do, whatever cfg.epochs says."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {"rng": torch.get_rng_state()}
@@ -79,7 +89,7 @@ def save_state(path, run, model, average, optimizer, epoch, finished=False):
         tensors["rng_cuda"] = torch.cuda.get_rng_state()
     tensors |= _optimizer_tensors(optimizer)
     meta = {"config": model.cfg.to_dict(), "shape": asdict(model.shape), "epoch": epoch, "seconds": run.seconds, "history": run.history,
-            "finished": finished}
+            "finished": finished, "device": device_name(model)}
     write(path, tensors, meta)
 
 
@@ -123,7 +133,8 @@ def _restore_optimizer(optimizer, tensors):
 def save_progress(path, identity, model, optimizer, history, seconds):
     """Model, optimiser, history and seconds of a training that `identity` (JSON-able) names."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | _optimizer_tensors(optimizer)
-    write(path, tensors, {"run": identity, "history": history, "seconds": seconds, "lr": optimizer.param_groups[0]["lr"]})
+    write(path, tensors, {"run": identity, "history": history, "seconds": seconds, "lr": optimizer.param_groups[0]["lr"],
+                          "device": device_name(model)})
 
 
 def load_progress(path, identity, model, optimizer):

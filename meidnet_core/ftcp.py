@@ -20,7 +20,7 @@ from torch import nn
 
 from . import checkpoint, crystal, data, matching, results
 from .experiments import RUNS
-from .train import bar
+from .train import bar, pick_device
 
 POINTS, RADII, LATENT = 59, (1.297, 1.4), 256          # k points, radii in 1/angstrom (the second where the first holds too few)
 SETTINGS = {"latent": LATENT, "optimizer": "rmsprop", "lr": 5e-4, "lr_steps": (1e-4, 5e-5), "plateau": 0.3,
@@ -127,18 +127,19 @@ class Layout:
     up to a multiple of 4. Real space fills the first `columns`, reciprocal space the other 59.
     """
 
-    def __init__(self, elements, sites, columns):
+    def __init__(self, elements, sites, columns, properties=None):
         self.elements, self.sites, self.columns = tuple(elements), sites, columns
-        numbers = [crystal.atomic_number(e) for e in elements]
-        table = element_properties()[numbers]
-        self.properties = torch.cat([table[:, table.any(0)], torch.zeros(1, int(table.any(0).sum()))])    # (E + 1, K), last: empty
+        if properties is None:
+            table = element_properties()[[crystal.atomic_number(e) for e in elements]]
+            properties = torch.cat([table[:, table.any(0)], torch.zeros(1, int(table.any(0).sum()))])
+        self.properties = properties                                                        # (E + 1, K), last: empty
         self.rows = -(-(len(elements) + 2 + 2 * sites + 1 + self.properties.shape[1]) // 4) * 4
         self.low, self.span = torch.zeros(self.rows, 1), torch.ones(self.rows, 1)
 
     def represent(self, batch):
         """Scaled representation (B, rows, columns + 59). F = one-hot property of the site times pi k.r, summed over sites."""
         e, n, c = len(self.elements), self.sites, self.columns
-        x = torch.zeros(len(batch["g"]), self.rows, c + POINTS)
+        x = batch["g"].new_zeros(len(batch["g"]), self.rows, c + POINTS)
         x[:, :e, :c] = nn.functional.one_hot(batch["species"], e + 1)[..., :e].transpose(1, 2)
         x[:, e:e + 2, :3] = batch["lattice"].view(-1, 2, 3)
         x[:, e + 2:e + 2 + n, :3] = batch["frac"]
@@ -159,10 +160,15 @@ class Layout:
         self.low, self.span = low, torch.where(high > low, high - low, torch.ones_like(low))
         return self
 
+    def to(self, device):
+        """Its tensors on a device; returns itself."""
+        self.properties, self.low, self.span = self.properties.to(device), self.low.to(device), self.span.to(device)
+        return self
+
     def cells(self, x, threshold=SETTINGS["occupancy"]):
         """Representations (B, rows, columns + 59) -> cells of matching.py: most likely element of each column, most likely
         column of each site; a site whose largest occupancy is below the threshold is empty."""
-        x, e, n = (x * self.span + self.low).numpy(), len(self.elements), self.sites
+        x, e, n = (x * self.span + self.low).cpu().numpy(), len(self.elements), self.sites
         names = np.array(self.elements)[x[:, :e, :self.columns].argmax(1)]                                # (B, columns)
         occupancy = x[:, e + 2 + n:e + 2 + 2 * n, :self.columns]
         real, column = occupancy.max(2) >= threshold, occupancy.argmax(2)                                 # (B, N)
@@ -200,7 +206,7 @@ class FTCP(nn.Module):
 
 def loss_of(model, x, labels, bf16=False):
     """Sum of squares + 2 KL (mean over latents and batch) + 10 times squared error of known labels, summed. Returns (loss, terms)."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         out, mean, log_var, prop = model(x)
     out, mean, log_var, prop = out.float(), mean.float(), log_var.float(), prop.float()
     recon = ((out - x) ** 2).sum()
@@ -208,7 +214,7 @@ def loss_of(model, x, labels, bf16=False):
     known = ~labels.isnan()
     error = (torch.where(known, prop - torch.nan_to_num(labels), torch.zeros_like(prop)) ** 2).sum()
     loss = recon + SETTINGS["w_kl"] * kl + SETTINGS["w_prop"] * error
-    return loss, {"loss": loss.item(), "recon": recon.item(), "kl": kl.item(), "prop": error.item()}
+    return loss, {k: v.detach() for k, v in (("loss", loss), ("recon", recon), ("kl", kl), ("prop", error))}
 
 
 def next_rate(history, lr, epochs):
@@ -234,15 +240,16 @@ def scaled_labels(labels):
     return (labels - low) / (high - low).clamp_min(1e-9)
 
 
-def train(layout, tensors, seed=0, epochs=200, minutes=None, path=None, every=5, bf16=False, progress=True):
+def train(layout, tensors, seed=0, epochs=200, minutes=None, path=None, every=5, bf16=False, progress=True, device="cpu"):
     """(model, history, seconds). Goes on from `path` when that file exists, stops after `epochs` or `minutes` of training.
 
     bf16: layers in bfloat16, weights and loss in single precision (1.6 times faster on a CPU that has the instructions). Order
     and noise of an epoch depend on seed and epoch alone. Raises checkpoint.CheckpointError when `path` belongs to another run.
     """
     torch.manual_seed(seed)
-    tensors = tensors | {"labels": scaled_labels(tensors["labels"])}
-    model = FTCP(layout.rows, layout.columns + POINTS, tensors["labels"].shape[1])
+    tensors = {k: t.to(device) for k, t in (tensors | {"labels": scaled_labels(tensors["labels"])}).items()}
+    layout = layout.to(device)
+    model = FTCP(layout.rows, layout.columns + POINTS, tensors["labels"].shape[1]).to(device)
     optimizer = torch.optim.RMSprop(model.parameters(), lr=SETTINGS["lr"], alpha=0.9, eps=1e-7)
     identity, history, seconds = {"seed": seed, "epochs": epochs, "cells": len(tensors["g"]), "rows": layout.rows, "bf16": bf16}, [], 0.0
     if path and os.path.exists(path):
@@ -268,7 +275,7 @@ def train(layout, tensors, seed=0, epochs=200, minutes=None, path=None, every=5,
 def train_epoch(model, optimizer, layout, tensors, seed, bf16=False):
     """One pass; mean loss terms per batch."""
     torch.manual_seed(seed)
-    index, sums = torch.randperm(len(tensors["g"])).split(SETTINGS["batch"]), {}
+    index, sums = torch.randperm(len(tensors["g"])).to(tensors["g"].device).split(SETTINGS["batch"]), {}
     model.train()
     for rows in index:
         batch = {k: t[rows] for k, t in tensors.items()}
@@ -277,7 +284,7 @@ def train_epoch(model, optimizer, layout, tensors, seed, bf16=False):
         loss.backward()
         optimizer.step()
         sums = {k: sums.get(k, 0) + v / len(index) for k, v in terms.items()}
-    return sums
+    return {k: v.item() for k, v in sums.items()}
 
 
 @torch.no_grad()
@@ -307,6 +314,31 @@ def prepare(dataset):
     return layout, {s: b[0] for s, b in both.items()}, {s: b[1] for s, b in both.items()}
 
 
+def pack(dataset, path):
+    """Training cells and layout in one file: what `train_packed` needs on a GPU machine without pymatgen."""
+    layout, tensors, _ = prepare(dataset)
+    small = {k: t.to(torch.int8) if k in ("species", "column", "hkl") else t for k, t in tensors["train"].items()}
+    fixed = {f"layout.{k}": getattr(layout, k) for k in ("properties", "low", "span")}
+    checkpoint.write(path, fixed | small, {"ftcp": dataset, "elements": layout.elements, "sites": layout.sites, "columns": layout.columns})
+
+
+def train_packed(path, seed=0, epochs=EPOCHS, device="auto"):
+    """Train on what `pack` wrote; the state in runs/ is what `run` finds where the data are. Returns its path."""
+    tensors, meta = checkpoint.read(path)
+    if "ftcp" not in meta:
+        raise checkpoint.CheckpointError(f"{path}: holds no cells for FTCP; write it with `--pack`.")
+    layout = Layout(meta["elements"], meta["sites"], meta["columns"], tensors.pop("layout.properties"))
+    layout.low, layout.span = tensors.pop("layout.low"), tensors.pop("layout.span")
+    wide = {k: t.long() if k in ("species", "column") else t.float() for k, t in tensors.items()}
+    train(layout, wide, seed, epochs, path=state_of(meta["ftcp"], seed, epochs), every=20, device=pick_device(device))
+    return state_of(meta["ftcp"], seed, epochs)
+
+
+def state_of(dataset, seed, epochs):
+    """Where an unfinished training lies."""
+    return RUNS / f"ftcp-{dataset}-{epochs}-seed{seed}.safetensors"
+
+
 def claims_of(dataset, m, epochs):
     """Row of Table 1; its split says when the training was cut short."""
     note = "" if epochs >= EPOCHS else f"{epochs} of {EPOCHS} epochs"
@@ -316,7 +348,7 @@ def claims_of(dataset, m, epochs):
 def run(dataset, seed=0, epochs=EPOCHS, minutes=None, split="test", bf16=False, processes=None):
     """Train, score a held-out split; the run file is written for `test` only. Returns the metrics."""
     layout, tensors, cells = prepare(dataset)
-    state = RUNS / f"ftcp-{dataset}-{epochs}-seed{seed}.safetensors"
+    state = state_of(dataset, seed, epochs)
     model, history, seconds = train(layout, tensors["train"], seed, epochs, minutes, state, bf16=bf16)
     m = evaluate(reconstruct(model, layout, tensors[split]), cells[split], processes)
     m |= {"loss": history[-1]["loss"], "seconds_per_epoch": seconds / len(history)}
@@ -324,7 +356,8 @@ def run(dataset, seed=0, epochs=EPOCHS, minutes=None, split="test", bf16=False, 
         config = SETTINGS | CHOICES | {"epochs": len(history), "epochs_original": EPOCHS, "lr_step_epochs": rate_steps(epochs),
                                        "bf16": bf16, "rows": layout.rows, "train_cells": len(tensors["train"]["g"])}
         results.write_run(f"{dataset}-ftcp", f"seed{seed}", config=config, seed=seed, data_set=dataset, split=split,
-                          n=len(cells[split]), metrics=m, claims=claims_of(dataset, m, len(history)), wall_time_s=seconds)
+                          n=len(cells[split]), metrics=m, claims=claims_of(dataset, m, len(history)), wall_time_s=seconds,
+                          device=checkpoint.device_of(state) or "cpu")
     return m
 
 
@@ -337,8 +370,13 @@ def main():
     parser.add_argument("--split", default="test", choices=["val", "test"], help="val: to choose settings, nothing is written")
     parser.add_argument("--bf16", action="store_true", help="layers in bfloat16")
     parser.add_argument("--processes", type=int, help="for structure matching")
+    parser.add_argument("--pack", metavar="FILE", help="train nothing: write the training cells for --packed on a GPU machine")
+    parser.add_argument("--packed", metavar="FILE", help="train on such a file; the same command without it then scores the state in runs/")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if args.pack or args.packed:
+        print(pack(args.dataset, args.pack) or args.pack if args.pack else train_packed(args.packed, args.seed, args.epochs))
+        return
     found = run(args.dataset, args.seed, args.epochs, args.minutes, args.split, args.bf16, args.processes)
     for key, value in found.items():
         print(f"{key:24s} {value:.5g}")

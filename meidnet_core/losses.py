@@ -8,24 +8,26 @@ from torch.nn import functional as F
 from .model import gumbel_softmax
 
 
-def info_nce(y_a, y_b, temperature):
-    """Symmetric InfoNCE (eqs. v, xxii) of paired unit vectors (B, D): mean of both directions, in nats."""
-    if len(y_a) < 2:
-        return (y_a * 0).sum()                                    # no negatives, nothing to contrast
+def info_nce(y_a, y_b, temperature, known=None):
+    """Symmetric InfoNCE (eqs. v, xxii) of paired unit vectors (B, D): mean of both directions, in nats.
+
+    known (B,) bool: the pairs that exist, all by default. The others are neither rows nor negatives; shapes do not depend on how
+    many there are, so that a step can be a CUDA graph. Fewer than two pairs: no negatives, 0.
+    """
+    known = torch.ones_like(y_a[:, 0], dtype=torch.bool) if known is None else known
     logits = y_a @ y_b.T / temperature                            # (B, B) cosine similarity over tau
-    target = torch.arange(len(y_a), device=y_a.device)
-    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+    surprise = 0.0
+    for scores in (logits, logits.T):
+        own = scores.diagonal()
+        surprise = surprise + torch.logsumexp(scores.masked_fill(~known, -1e9), 1) - own
+    return 0.5 * torch.where(known, surprise, torch.zeros_like(surprise)).sum() / known.sum().clamp_min(1)
 
 
 def contrastive(y_c, ys, temperature):
     """Early fusion: NCE(c, p). Late fusion (S1.2): mean over NCE(c, h), NCE(c, d), NCE(h, d)."""
-    everything = torch.ones(len(y_c), dtype=torch.bool, device=y_c.device)
-    views = [(y_c, everything)] + list(ys)
-    terms = []
-    for i, (y_a, known_a) in enumerate(views):
-        for y_b, known_b in views[i + 1:]:
-            both = known_a & known_b
-            terms.append(info_nce(y_a[both], y_b[both], temperature))
+    views = [(y_c, torch.ones_like(y_c[:, 0], dtype=torch.bool))] + list(ys)
+    terms = [info_nce(y_a, y_b, temperature, known_a & known_b)
+             for i, (y_a, known_a) in enumerate(views) for y_b, known_b in views[i + 1:]]
     return torch.stack(terms).mean()
 
 
@@ -81,7 +83,7 @@ def misalignment(y_c, ys):
 
 
 def total_loss(model, batch, alpha):
-    """Eqs. (xxiii), (xxiv) with the contrastive weight alpha * lambda. Returns (loss, dict of detached terms)."""
+    """Eqs. (xxiii), (xxiv) with the contrastive weight alpha * lambda (a number or a tensor). Returns (loss, detached terms)."""
     cfg = model.cfg
     out = model(batch)
     lattice, labels = model.scale(batch)
@@ -92,7 +94,7 @@ def total_loss(model, batch, alpha):
     terms["nce"] = contrastive(out["y_c"], out["ys"], cfg.temperature)
     terms["align"] = misalignment(out["y_c"], out["ys"])
     weights = {"lattice": cfg.w_lattice, "adjacency": cfg.w_adjacency, "species": cfg.w_species, "coords": cfg.w_coords,
-               "prop": cfg.w_prop, "prop_structure": cfg.w_prop_structure, "nce": alpha * cfg.w_con,
-               "align": alpha * cfg.w_align}
-    loss = sum(weights[k] * v for k, v in terms.items() if weights[k])
+               "prop": cfg.w_prop, "prop_structure": cfg.w_prop_structure, "nce": cfg.w_con, "align": cfg.w_align}
+    factor = {"nce": alpha, "align": alpha}
+    loss = sum(factor.get(k, 1.0) * weights[k] * v for k, v in terms.items() if weights[k])
     return loss, {k: v.detach() for k, v in terms.items()} | {"loss": loss.detach()}

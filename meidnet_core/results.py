@@ -12,8 +12,6 @@ import math
 import os
 from pathlib import Path
 
-import pandas as pd
-
 from .config import Config
 from .provenance import ROOT, environment
 
@@ -35,6 +33,7 @@ def read_reference(path=REFERENCE):
     paper, tolerance and target are floats (NaN where empty), the rest text.
     Raises ValueError for wrong columns or a row that no verdict could use.
     """
+    import pandas as pd
     text = {name: str for name in ["id", "where", "quantity", "unit", "sense"]}
     table = pd.read_csv(path, dtype=text)
     if list(table.columns) != REFERENCE_COLUMNS:
@@ -54,6 +53,7 @@ def read_reference(path=REFERENCE):
 
 def read_table_s1(path=None):
     """The paper's 19 materials: columns formula, target_gap_ev (eV), in_materials_project."""
+    import pandas as pd
     return pd.read_csv(path or REFERENCE.parent / "table_s1_formulas.csv")
 
 
@@ -247,6 +247,7 @@ def _source(entries):
 
 def _row(claim, entries):
     """One row of claims.csv from a row of the reference and the runs that carry its id."""
+    import pandas as pd
     row = {**{name: getattr(claim, name) for name in COLUMNS[:5]},
            "ours": None, "sd": None, "n_seeds": None, "split": "", "source": ""}
     if entries:
@@ -266,6 +267,7 @@ def join_claims(reference=REFERENCE, root=RESULTS):
     runs of a claim mix experiments, splits, data sets or configs (the seed aside) or
     repeat a seed, and for what read_runs refuses.
     """
+    import pandas as pd
     table = read_reference(reference)
     found = _by_claim(read_runs(root), set(table["id"]), reference)
     rows = [_row(claim, found.get(claim.id, [])) for claim in table.itertuples(index=False)]
@@ -283,6 +285,7 @@ def write_claims(reference=REFERENCE, root=RESULTS, path=None):
 
 def read_claims(path=RESULTS / "claims.csv"):
     """claims.csv as a DataFrame: numbers as floats (NaN where empty), the rest as text."""
+    import pandas as pd
     numbers = ["paper", "ours", "sd", "n_seeds"]
     claims = pd.read_csv(path, dtype={name: str for name in COLUMNS if name not in numbers})
     return claims.fillna({name: "" for name in COLUMNS if name not in numbers})
