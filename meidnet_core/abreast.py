@@ -1,8 +1,8 @@
 """Several trainings abreast: runs that differ in seed and curriculum alone become one batched model and one CUDA graph a step.
 
     python -m meidnet_core.campaign fusion --preset paper --epochs 200 --pack runs/fusion.safetensors   # where the data are
-    python -m meidnet_core.abreast runs/fusion.safetensors                                              # on a GPU: torch, numpy, safetensors
-    python -m meidnet_core.campaign fusion --preset paper --epochs 200       # back again, with runs/: finds the states, scores the test split
+    python -m meidnet_core.abreast runs/fusion.safetensors                  # on a GPU: torch, numpy, safetensors
+    python -m meidnet_core.campaign fusion --preset paper --epochs 200      # back again, with runs/: scores the states found there
 
 A batch of 16 cells leaves a GPU idle and a step waits for a thousand launches. Here torch.func.vmap gives every tensor a first
 axis of M runs, torch.compile fuses what it can and the graph replays a step without Python. Initial weights and the order of
@@ -11,7 +11,6 @@ the cells are those of `train.train` for the same seed; noise is drawn from one 
 
 import argparse
 import copy
-import json
 import math
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ from .train import Run, bar, batches, learning_rate, make_optimizer, pick_device
 
 
 def pack(path, runs, tensors, elements, val):
-    """Write what a GPU machine needs: runs {file name of the state: Config}, tensors of train, those of the cells that every epoch scores."""
+    """Write what a GPU machine needs: runs {file name of the state: Config}, tensors of train and of the cells every epoch scores."""
     named = {f"{split}.{k}": t for split, part in (("train", tensors), ("val", val)) for k, t in part.items()}
     checkpoint.write(path, named, {"runs": {k: cfg.to_dict() for k, cfg in runs.items()}, "elements": list(elements)})
 
@@ -181,7 +180,8 @@ class Abreast:
 
     def capture(self, size):
         """Three steps that compile and allocate, taken back, then one that is recorded."""
-        full, self.loss = self.loss, self.loss if size == self.cfg.batch else self.batched_loss     # the last batch: not worth a compilation
+        full = self.loss
+        self.loss = full if size == self.cfg.batch else self.batched_loss                   # the last batch: not worth a compilation
         state = [*self.weights.values(), *(self.averages or {}).values(), self.at, *self.sums.values()]
         before, known = [t.detach().clone() for t in state], bool(self.optimizer.state)
         moments = [t.clone() for s in self.optimizer.state.values() for t in s.values()]
@@ -317,13 +317,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packed", help="a file that `campaign --pack` wrote; states go beside it")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="fuse the step: a minute or two at the start; default on a GPU")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="fuse the step: a minute at the start; default on a GPU")
     args = parser.parse_args()
     runs, tensors, val, elements = unpack(args.packed, pick_device(args.device))
     for group in groups(runs):
         start = time.perf_counter()
         done = train(list(group.values()), tensors, elements, val, Path(args.packed).parent, list(group), compiled=args.compile)
-        print(json.dumps({n: [len(r.history), r.finished, r.history[-1].get("val_exact")] for n, r in zip(group, done)}), flush=True)
+        for name, run in zip(group, done):
+            print(f"{name}: {'finished' if run.finished else 'not finite any more'} after {len(run.history)} epochs")
         print(f"{len(group)} runs, {time.perf_counter() - start:.0f} s", flush=True)
 
 

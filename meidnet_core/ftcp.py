@@ -20,7 +20,7 @@ from torch import nn
 
 from . import checkpoint, crystal, data, matching, results
 from .experiments import RUNS
-from .train import bar, pick_device
+from .train import bar
 
 POINTS, RADII, LATENT = 59, (1.297, 1.4), 256          # k points, radii in 1/angstrom (the second where the first holds too few)
 SETTINGS = {"latent": LATENT, "optimizer": "rmsprop", "lr": 5e-4, "lr_steps": (1e-4, 5e-5), "plateau": 0.3,
@@ -314,26 +314,6 @@ def prepare(dataset):
     return layout, {s: b[0] for s, b in both.items()}, {s: b[1] for s, b in both.items()}
 
 
-def pack(dataset, path):
-    """Training cells and layout in one file: what `train_packed` needs on a GPU machine without pymatgen."""
-    layout, tensors, _ = prepare(dataset)
-    small = {k: t.to(torch.int8) if k in ("species", "column", "hkl") else t for k, t in tensors["train"].items()}
-    fixed = {f"layout.{k}": getattr(layout, k) for k in ("properties", "low", "span")}
-    checkpoint.write(path, fixed | small, {"ftcp": dataset, "elements": layout.elements, "sites": layout.sites, "columns": layout.columns})
-
-
-def train_packed(path, seed=0, epochs=EPOCHS, device="auto"):
-    """Train on what `pack` wrote; the state in runs/ is what `run` finds where the data are. Returns its path."""
-    tensors, meta = checkpoint.read(path)
-    if "ftcp" not in meta:
-        raise checkpoint.CheckpointError(f"{path}: holds no cells for FTCP; write it with `--pack`.")
-    layout = Layout(meta["elements"], meta["sites"], meta["columns"], tensors.pop("layout.properties"))
-    layout.low, layout.span = tensors.pop("layout.low"), tensors.pop("layout.span")
-    wide = {k: t.long() if k in ("species", "column") else t.float() for k, t in tensors.items()}
-    train(layout, wide, seed, epochs, path=state_of(meta["ftcp"], seed, epochs), every=20, device=pick_device(device))
-    return state_of(meta["ftcp"], seed, epochs)
-
-
 def state_of(dataset, seed, epochs):
     """Where an unfinished training lies."""
     return RUNS / f"ftcp-{dataset}-{epochs}-seed{seed}.safetensors"
@@ -370,13 +350,8 @@ def main():
     parser.add_argument("--split", default="test", choices=["val", "test"], help="val: to choose settings, nothing is written")
     parser.add_argument("--bf16", action="store_true", help="layers in bfloat16")
     parser.add_argument("--processes", type=int, help="for structure matching")
-    parser.add_argument("--pack", metavar="FILE", help="train nothing: write the training cells for --packed on a GPU machine")
-    parser.add_argument("--packed", metavar="FILE", help="train on such a file; the same command without it then scores the state in runs/")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    if args.pack or args.packed:
-        print(pack(args.dataset, args.pack) or args.pack if args.pack else train_packed(args.packed, args.seed, args.epochs))
-        return
     found = run(args.dataset, args.seed, args.epochs, args.minutes, args.split, args.bf16, args.processes)
     for key, value in found.items():
         print(f"{key:24s} {value:.5g}")

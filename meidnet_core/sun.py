@@ -282,7 +282,7 @@ def main():
     parser.add_argument("--methods", nargs="+", default=list(candidates.METHODS),
                         choices=[*candidates.METHODS, *candidates.FEEDBACK])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--potential", default=stability.DEFAULT)
+    parser.add_argument("--potential", default=stability.DEFAULT, help="auto: the best that is present and was fitted to the list hull")
     parser.add_argument("--everywhere", action="store_true", help="propose only formulas that no reference holds (results in sun-*-new)")
     parser.add_argument("--free", action="store_true", help="cells as decoded, not put on ideal sites (results in sun-*-free)")
     parser.add_argument("--start", default="ideal", choices=relax.STARTS, help="rattled: atoms displaced (results in sun-*-rattled)")
@@ -290,6 +290,7 @@ def main():
     parser.add_argument("--export", action="store_true", help="write data/candidates instead")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
+    args.potential = stability.placing(args.potential)
     if args.free and (plain := [m for m in args.methods if m not in DECODED]):
         parser.error(f"--free: {', '.join(plain)} decode no geometry")
     if (args.ceiling or args.export) and (args.free or args.start != "ideal"):

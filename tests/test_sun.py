@@ -242,6 +242,14 @@ def test_free_and_rattled_runs_have_experiments_of_their_own(small, monkeypatch)
     sun.main()
 
 
+def test_auto_names_the_potential_that_it_chose(small, monkeypatch):
+    """The folder, the configuration and the corrections are those of the choice."""
+    monkeypatch.setattr(stability, "placing", {"auto": "emt"}.get)
+    monkeypatch.setattr(sys, "argv", ["sun", "--methods", "ours", "--seeds", "1", "--processes", "1", "--potential", "auto", "--free"])
+    sun.main()
+    assert json.loads((small / "sun-ours-free-emt" / "seed0.json").read_text())["config"]["potential"] == "emt"
+
+
 def test_methods_without_a_decoder_are_not_free(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sun", "--methods", "ours", "screening", "--free"])
     with pytest.raises(SystemExit):
