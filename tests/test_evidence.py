@@ -158,13 +158,27 @@ def test_polymorph_that_is_not_there():
 
 
 def test_claims_of_a_run_are_written(monkeypatch, tmp_path):
-    monkeypatch.setattr(evidence, "bands", lambda names, profile, suffix="": {"KTaSe3": result(gap=gap(0, 0, True))} if not suffix else {})
+    monkeypatch.setattr(evidence, "bands", lambda names, profile, suffix="": {"KTaSe3": result(gap=gap(0, 0, True))}
+                        if not suffix and profile == "quick" else {})
     written = []
     monkeypatch.setattr(evidence.results, "write_run", lambda *a, **k: written.append((a, k)))
     evidence.write_gaps()
     (name, run), words = written[0]
     assert len(written) == 1 and (name, run) == ("dft-before", "quick") and json.dumps(words["metrics"])
     assert words["claims"]["f4.ktase3.metal"]["value"] == 1 and "GPAW quick" in words["claims"]["f4.ktase3.gap"]["split"]
+
+
+def test_better_settings_answer_the_claims_that_they_can(monkeypatch):
+    """Two materials in `quick`, one of them in `paper` too: each claim is answered once, by the better of the two."""
+    found = {"quick": {"KTaSe3": result(gap=gap(0, 0, True)), "BaHfSe3": result(gap=gap(0.2, 0.7))},
+             "paper": {"BaHfSe3": result(gap=gap(0.3, 0.8))}}
+    monkeypatch.setattr(evidence, "bands", lambda names, profile, suffix="": {} if suffix else found[profile])
+    written = {}
+    monkeypatch.setattr(evidence.results, "write_run", lambda name, run, **k: written.update({(name, run): k["claims"]}))
+    evidence.write_gaps()
+    careful, quick = written["dft-before", "paper"], written["dft-before", "quick"]
+    assert careful["f4.bahfse3.gap"]["value"] == 0.3 and "GPAW paper (520 eV)" in careful["f4.bahfse3.gap"]["split"]
+    assert quick["f4.ktase3.metal"]["value"] == 1 and not careful.keys() & quick.keys()
 
 
 def test_densities_of_states_are_drawn_before_and_after():
