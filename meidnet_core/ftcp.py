@@ -254,6 +254,7 @@ def train(layout, tensors, seed=0, epochs=200, minutes=None, path=None, every=5,
     identity, history, seconds = {"seed": seed, "epochs": epochs, "cells": len(tensors["g"]), "rows": layout.rows, "bf16": bf16}, [], 0.0
     if path and os.path.exists(path):
         history, seconds = checkpoint.load_progress(path, identity, model, optimizer)
+    found = len(history)
     for epoch in bar(range(len(history), epochs), argparse.Namespace(name="ftcp", seed=seed, epochs=epochs), len(history), progress):
         if minutes and seconds > 60 * minutes:
             break
@@ -267,7 +268,7 @@ def train(layout, tensors, seed=0, epochs=200, minutes=None, path=None, every=5,
             raise ValueError(f"loss became {record['loss']} in epoch {epoch} (seed {seed})")
         if path and ((epoch + 1) % every == 0 or epoch + 1 == epochs):
             checkpoint.save_progress(path, identity, model, optimizer, history, seconds)
-    if path:
+    if path and len(history) > found:                                     # a finished state says where it was trained
         checkpoint.save_progress(path, identity, model, optimizer, history, seconds)
     return model.eval(), history, seconds
 

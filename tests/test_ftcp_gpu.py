@@ -21,9 +21,11 @@ def test_a_packed_training_is_the_one_here(prepared, tmp_path):
     ftcp_gpu.pack("perov_5", tmp_path / "packed.safetensors")
     path = ftcp_gpu.train(tmp_path / "packed.safetensors", seed=1, epochs=3, device="cpu")
     assert path == ftcp.state_of("perov_5", 1, 3) and checkpoint.device_of(path) == "cpu"
+    before = path.stat().st_mtime_ns
     here, history, _ = ftcp.train(layout, tensors, seed=1, epochs=3, progress=False)
     there, again, _ = ftcp.train(layout, tensors, seed=1, epochs=3, path=path, progress=False)            # finished: only loads
     assert [h["loss"] for h in again] == [h["loss"] for h in history]
+    assert path.stat().st_mtime_ns == before, "a finished state keeps the name of its device"
     assert all(torch.equal(a, b) for a, b in zip(here.state_dict().values(), there.state_dict().values(), strict=True))
 
 
