@@ -6,7 +6,8 @@
 
 A batch of 16 cells leaves a GPU idle and a step waits for a thousand launches. Here torch.func.vmap gives every tensor a first
 axis of M runs, torch.compile fuses what it can and the graph replays a step without Python. Initial weights and the order of
-the cells are those of `train.train` for the same seed; noise is drawn from one generator. torch and numpy only.
+the cells are those of `train.train` for the same seed; noise is drawn from one generator, and after an interruption on a GPU it is
+another draw. torch and numpy only.
 """
 
 import argparse
@@ -27,7 +28,12 @@ from .train import Run, bar, batches, learning_rate, make_optimizer, pick_device
 
 
 def pack(path, runs, tensors, elements, val):
-    """Write what a GPU machine needs: runs {file name of the state: Config}, tensors of train and of the cells every epoch scores."""
+    """Write what a GPU machine needs: runs {file name of the state: Config}, tensors of train and of the cells every epoch scores.
+
+    Raises ValueError for a configuration with element descriptors: their table does not travel.
+    """
+    if any(cfg.descriptors for cfg in runs.values()):
+        raise ValueError(f"{path}: configurations with element descriptors are trained where the data are")
     named = {f"{split}.{k}": t for split, part in (("train", tensors), ("val", val)) for k, t in part.items()}
     checkpoint.write(path, named, {"runs": {k: cfg.to_dict() for k, cfg in runs.items()}, "elements": list(elements)})
 

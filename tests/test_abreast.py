@@ -99,10 +99,13 @@ def test_different_architectures_are_refused(splits, cells):
 
 def test_pack_and_unpack(splits, cells, tmp_path):
     runs = {f"{k}.safetensors": cfg for k, cfg in enumerate(team(PAPER))}
-    abreast.pack(tmp_path / "p.safetensors", runs, *cells[:1], splits.elements, cells[1])
+    abreast.pack(tmp_path / "p.safetensors", runs, cells[0], splits.elements, cells[1])
     found, tensors, val, elements = abreast.unpack(tmp_path / "p.safetensors", "cpu")
     assert found == runs and tuple(elements) == tuple(splits.elements)
     assert all(torch.equal(t, cells[0][k]) for k, t in tensors.items()) and val.keys() == cells[1].keys()
+    with pytest.raises(ValueError, match="element descriptors are trained where the data are"):
+        abreast.pack(tmp_path / "q.safetensors", {"a": PAPER.with_(descriptors=True)}, cells[0], splits.elements, cells[1])
+    assert not (tmp_path / "q.safetensors").exists()
 
 
 def test_unpack_refuses_another_file(tmp_path, splits):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from meidnet_core import campaign, experiments, losses, results, seeds, train
+from meidnet_core import abreast, campaign, checkpoint, experiments, losses, results, seeds, train
 from meidnet_core.config import PAPER
 
 
@@ -33,7 +33,7 @@ def small(config, splits, monkeypatch):
     """A sweep of tiny models on synthetic cells."""
     base = config(name="sweep", epochs=3)
     monkeypatch.setattr(campaign, "SWEEP", base)
-    monkeypatch.setattr(experiments, "prepare", lambda cfg: splits)
+    monkeypatch.setattr(experiments, "prepare", lambda cfg, *device: splits)
     return base
 
 
@@ -127,6 +127,24 @@ def test_a_killed_training_goes_on(place, small, splits, monkeypatch):
     whole = json.loads(whole)
     drop = lambda r: {k: v for k, v in r["curve"].items() if k != "seconds"} | r["metrics"]
     assert drop(again) == drop(whole) and len(again["curve"]["val_exact"]) == 7
+
+
+def test_runs_packed_for_a_gpu_are_scored_here(place, small, splits, monkeypatch):
+    """Equal configurations go once; the states that come back are not trained again, and the run file names the device of the state."""
+    base = small.with_(epochs=2, temperature=0.07)                     # cold-none is none, which has two seeds more than were asked for
+    packed = experiments.RUNS / "curriculum.safetensors"
+    names = campaign.pack(packed, "curriculum", base, 1, ["none", "exp67", "cold-none"])
+    assert len(names) == len(set(names)) == 6
+    runs, tensors, val, elements = abreast.unpack(packed, "cpu")
+    for group in abreast.groups(runs):
+        abreast.train(list(group.values()), tensors, elements, val, experiments.RUNS, list(group), progress=False)
+    entry = next(e for e in campaign.table("curriculum", base, 1) if e.variant == "exp67")
+    assert entry.state.name in names
+    monkeypatch.setattr(train, "train_epoch", lambda *a: pytest.fail("trained again"))
+    monkeypatch.setattr(checkpoint, "device_of", lambda path: "a GPU" if path == entry.state else "cpu")
+    run = json.loads(campaign.execute(entry, splits, progress=False).read_text())
+    assert run["device"] == "a GPU" and len(run["curve"]["val_exact"]) == 2 and run["n"] == 8
+    assert entry.done and not entry.state.exists()
 
 
 def test_a_training_that_diverges_is_a_row_and_is_not_compared(place, small, splits, monkeypatch):
