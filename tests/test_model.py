@@ -347,7 +347,7 @@ except ImportError:
 else:
     sys.exit("the block does not work")
 
-import meidnet_core.model, meidnet_core.losses, meidnet_core.train
+import meidnet_core.model, meidnet_core.losses, meidnet_core.train, meidnet_core.abreast
 from meidnet_core.config import IMPROVED
 cfg = IMPROVED.with_(width=8, edge_width=8, latent=8, rbf=4, pool_heads=2, batch=4, epochs=2)
 m, n = 6, 5
