@@ -1,4 +1,4 @@
-"""FTCP on a GPU machine that has PyTorch, numpy, pandas and safetensors, but neither pymatgen nor the data.
+"""FTCP on a GPU machine that has PyTorch, numpy and safetensors, but neither pymatgen nor the data.
 
     python -m meidnet_core.ftcp_gpu pack mp_20 runs/ftcp-mp_20.safetensors       # where the data are
     python -m meidnet_core.ftcp_gpu train runs/ftcp-mp_20.safetensors --seed 0   # on the GPU machine; goes on where it was killed
