@@ -41,7 +41,7 @@ def score():
         claim = {"value": run.seconds / 60, "split": f"train ({SEEDS} runs abreast, all of them)"}
         results.write_run("perov_5-production-gpu", f"seed{seed}", config=cfg.to_dict(), seed=seed, data_set="perov_5", split="test",
                           n=m["n"], metrics=m, claims={"x.speed.gpu": claim}, wall_time_s=run.seconds,
-                          device=checkpoint.device_of(state(seed)))
+                          **checkpoint.made_on(state(seed)))
         print(seed, {k: round(float(m[k]), 4) for k in ("seconds_together", "sm_cdvae", "sm_default", "cosine", "l2d")}, flush=True)
 
 

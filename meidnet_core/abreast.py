@@ -24,7 +24,7 @@ from . import checkpoint
 from .config import Config
 from .losses import contrastive_weight, total_loss
 from .model import MEIDNet
-from .train import Run, bar, batches, learning_rate, make_optimizer, pick_device, shape_of
+from .train import Run, average_decay, bar, batches, learning_rate, make_optimizer, optimizer_of, pick_device, shape_of
 
 
 def pack(path, runs, tensors, elements, val):
@@ -112,11 +112,12 @@ class Abreast:
         self.base, self.proxies = Objective(copy.deepcopy(self.models[0])), Proxies(copy.deepcopy(self.models[0]).eval())
         self.averages = {k: w.detach().clone() for k, w in self.weights.items()} if self.cfg.ema else None
         self.count, self.steps = len(tensors["species"]), -(-len(tensors["species"]) // self.cfg.batch)
-        self.optimizer = self.make_optimizer()
+        rate, cuda = torch.tensor(self.cfg.lr, device=self.device), self.device.type == "cuda"    # rate and counter stay on the device
+        self.optimizer = optimizer_of(list(self.weights.values()), self.cfg, axes=1, lr=rate, capturable=cuda)
         self.order = torch.zeros(len(cfgs), self.count, dtype=torch.long, device=self.device)
         self.alpha = torch.zeros(len(cfgs), device=self.device)
         self.at = torch.zeros(1, dtype=torch.long, device=self.device)                      # steps taken, all epochs together
-        self.sums, self.compiled, self.graph, self.replay = {}, compiled, graph, {}
+        self.sums, self.graph, self.replay = {}, graph and cuda, {}                         # sums: losses of an epoch, (M,) each
         self.rates, self.decays = (torch.tensor(v, dtype=torch.float32, device=self.device) for v in self.schedules())
         self.loss = torch.compile(self.batched_loss, dynamic=False) if compiled else self.batched_loss
 
@@ -125,18 +126,10 @@ class Abreast:
         torch.manual_seed(cfg.seed)
         return MEIDNet(cfg, shape_of(self.tensors, elements, cfg)).to(self.device).train()
 
-    def make_optimizer(self):
-        """As train.make_optimizer, matrices being recognised without the axis of the runs; rate and counter stay on the device."""
-        matrices = [w for w in self.weights.values() if w.dim() > 2]
-        vectors = [w for w in self.weights.values() if w.dim() <= 2]
-        parts = [{"params": matrices, "weight_decay": self.cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        kind, cuda = torch.optim.AdamW if self.cfg.optimizer == "adamw" else torch.optim.Adam, self.device.type == "cuda"
-        return kind(parts, lr=torch.tensor(self.cfg.lr, device=self.device), capturable=cuda, fused=True)
-
     def schedules(self):
         """Learning rate and decay of the average at every step of the training, as train.train_epoch sets them."""
         total = self.cfg.epochs * self.steps
-        return ([learning_rate(self.cfg, k / total) for k in range(total)], [min(self.cfg.ema, (1 + k) / (10 + k)) for k in range(total)])
+        return [learning_rate(self.cfg, k / total) for k in range(total)], [average_decay(self.cfg, k) for k in range(total)]
 
     def batched_loss(self, weights, batch, alpha):
         one = lambda w, b, *inputs: functional_call(self.base, (w, b), inputs)
@@ -157,7 +150,7 @@ class Abreast:
         self.optimizer.step()
         self.average()
         for k, v in terms.items():
-            self.sums[k].add_(v)
+            self.sums[k] = self.sums[k].add_(v) if k in self.sums else v.clone()
         self.at += 1
 
     def clip(self):
@@ -180,15 +173,14 @@ class Abreast:
     def stepper(self, size):
         """step(size), as a CUDA graph where there is a GPU; made once for each size of batch."""
         if size not in self.replay:
-            cuda = self.device.type == "cuda" and self.graph
-            self.replay[size] = self.capture(size) if cuda else lambda: self.step(size)
+            self.replay[size] = self.capture(size) if self.graph else lambda: self.step(size)
         return self.replay[size]
 
     def capture(self, size):
-        """Three steps that compile and allocate, taken back, then one that is recorded."""
+        """Three steps that compile and allocate, taken back (but for the sums, which an epoch starts at 0), then one that is recorded."""
         full = self.loss
         self.loss = full if size == self.cfg.batch else self.batched_loss                   # the last batch: not worth a compilation
-        state = [*self.weights.values(), *(self.averages or {}).values(), self.at, *self.sums.values()]
+        state = [*self.weights.values(), *(self.averages or {}).values(), self.at]
         before, known = [t.detach().clone() for t in state], bool(self.optimizer.state)
         moments = [t.clone() for s in self.optimizer.state.values() for t in s.values()]
         side = torch.cuda.Stream()
@@ -215,7 +207,6 @@ class Abreast:
         alpha = [contrastive_weight(number, c.epochs, c.curriculum, c.ramp) for c in self.cfgs]
         self.alpha.copy_(torch.tensor(alpha))
         self.at.fill_(number * self.steps)
-        self.sums = self.sums or {k: torch.zeros_like(self.alpha) for k in self.terms()}
         sizes = [self.cfg.batch] * (self.count // self.cfg.batch) + [self.count % self.cfg.batch] * (self.count % self.cfg.batch > 0)
         replays = [self.stepper(size) for size in sizes]
         for total in self.sums.values():
@@ -225,12 +216,6 @@ class Abreast:
         means = {k: (v / self.steps).tolist() for k, v in self.sums.items()}
         lr = float(self.rates[(number + 1) * self.steps - 1])
         return [{k: v[i] for k, v in means.items()} | {"alpha": alpha[i], "lr": lr} for i in range(len(self.cfgs))]
-
-    def terms(self):
-        """Names of the losses, from one batch."""
-        rows = torch.zeros(len(self.cfgs), 2, dtype=torch.long, device=self.device)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            return self.batched_loss(self.weights, {k: t[rows] for k, t in self.tensors.items()}, self.alpha)[1]
 
     @torch.no_grad()
     def score(self, val):
@@ -243,9 +228,8 @@ class Abreast:
     def parts(self, i):
         """(model, average or None, optimizer) of run i, as train.train holds them."""
         model, average = self.models[i], copy.deepcopy(self.models[i]).requires_grad_(False) if self.averages else None
-        for module, stacked in ((model, self.weights), (average, self.averages)):
-            for k, p in module.named_parameters() if module is not None else ():
-                p.copy_(stacked[f"model.{k}"][i])
+        for p, row in self.rows(i, model, average):
+            p.copy_(row)
         optimizer = make_optimizer(model, self.cfg)
         for k, p in model.named_parameters():
             state = self.optimizer.state.get(self.weights[f"model.{k}"])
@@ -253,14 +237,14 @@ class Abreast:
                 optimizer.state[p] = {key: v.clone() if key == "step" else v[i].clone() for key, v in state.items()}
         return model, average, optimizer
 
-    @torch.no_grad()
-    def put(self, i, model, average):
-        """The other way round: weights of run i."""
-        for module, stacked in ((model, self.weights), (average, self.averages)):
-            for k, p in module.named_parameters() if module is not None else ():
-                stacked[f"model.{k}"][i] = p
+    def rows(self, i, model, average):
+        """Each parameter of run i, those of the average after those of the model, with a view of where it is stacked."""
+        yield from ((p, self.weights[f"model.{k}"][i]) for k, p in model.named_parameters())
+        if average is not None:
+            yield from ((p, self.averages[f"model.{k}"][i]) for k, p in average.named_parameters())
 
 
+@torch.no_grad()
 def resume(team, runs, folder, names):
     """Take up the states that `save` left when every run has one; returns the epoch to go on with."""
     if not folder or not all((Path(folder) / n).exists() for n in names):
@@ -269,7 +253,8 @@ def resume(team, runs, folder, names):
     for i, (run, name) in enumerate(zip(runs, names)):
         model, average, optimizer = team.parts(i)
         epochs.append(checkpoint.load_state(Path(folder) / name, run, model, average, optimizer))
-        team.put(i, model, average)
+        for p, row in team.rows(i, model, average):
+            row.copy_(p)
         moments.append({k: optimizer.state.get(p, {}) for k, p in model.named_parameters()})
     for k in moments[0]:
         states = [m[k] for m in moments]

@@ -181,10 +181,10 @@ def execute(entry, splits, progress=True, device="auto"):
     try:
         run = trained(entry.cfg, splits, state=state, progress=progress, device=device)
     except Diverged as error:                                          # a row, not an exception; the checkpoint stays
-        return write_diverged(entry, error.run, checkpoint.device_of(state) or "cpu")
+        return write_diverged(entry, error.run, **checkpoint.made_on(state))
     m = tested(run.model, splits) | held_out_reconstruction(run.model, splits.tensors["test"])
     m |= {"parameters": sum(p.numel() for p in run.model.parameters())}
-    path = write(entry, m, run.seconds, curve=curve_of(run), device=checkpoint.device_of(state) or "cpu")
+    path = write(entry, m, run.seconds, curve=curve_of(run), **checkpoint.made_on(state))
     for old in (state, state.with_suffix(".json")):
         old.unlink(missing_ok=True)
     return path
@@ -194,12 +194,12 @@ def curve_of(run):
     return {k: [float(f"{h[k]:.5g}") for h in run.history] for k in CURVE}
 
 
-def write_diverged(entry, run, device="cpu"):
+def write_diverged(entry, run, **extra):
     """The run file of a training whose loss became infinite or NaN: its curve and its last finite epoch, no claim, no score."""
     curve = curve_of(run)
     m = {"diverged": len(run.history)} | {k: curve[k][-1] for k in (*CURVE[:5], "val_exact", "val_cosine") if run.history}
     return results.write_run(entry.experiment, entry.run, config=entry.cfg.to_dict(), seed=entry.cfg.seed, data_set=entry.cfg.dataset,
-                             split="val", n=VAL_CELLS, metrics=m, claims={}, wall_time_s=run.seconds, curve=curve, device=device)
+                             split="val", n=VAL_CELLS, metrics=m, claims={}, wall_time_s=run.seconds, curve=curve, **extra)
 
 
 def labelled(value, split, cfg):       # the split says by which protocol: the paper's number comes from a longer schedule
@@ -218,30 +218,36 @@ def write(entry, m, seconds, **extra):
                              split="test", n=m["n"], metrics=m, claims=claims, wall_time_s=seconds, **extra)
 
 
-def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True, variants=None):
-    """Run what is missing (of `variants`, all by default); no new run starts after `minutes`. Returns how many are still missing."""
-    start, rows = time.time(), table(name, base, seeds)
+def missing(name, base=SWEEP, seeds=None, variants=None):
+    """Entries of a campaign (of `variants`, all by default) without a run file; ValueError for a variant that it does not have."""
+    rows = table(name, base, seeds)
     unknown = set(variants or ()) - {e.variant for e in rows}
     if unknown:
         raise ValueError(f"campaign {name} has no variant {', '.join(sorted(unknown))}")
-    missing = [e for e in rows if not e.done and (not variants or e.variant in variants)]
-    splits = experiments.prepare(base) if missing else None
-    for k, entry in enumerate(missing):
+    return [e for e in rows if not e.done and (not variants or e.variant in variants)]
+
+
+def campaign(name, base=SWEEP, seeds=None, minutes=None, progress=True, variants=None):
+    """Run what is missing (of `variants`, all by default); no new run starts after `minutes`. Returns how many are still missing."""
+    start, rows = time.time(), missing(name, base, seeds, variants)
+    splits = experiments.prepare(base) if rows else None
+    for k, entry in enumerate(rows):
         if minutes and time.time() - start > 60 * minutes:
-            return len(missing) - k
+            return len(rows) - k
         m = json.loads(execute(entry, splits, progress).read_text())["metrics"]
         told = f"diverged after {m['diverged']} epochs" if "diverged" in m else f"SM {m['sm_cdvae']:.2f} %, cosine {m['cosine']:.3f}"
-        print(f"{k + 1}/{len(missing)} {entry.experiment}/{entry.run}: {told}", flush=True)
+        print(f"{k + 1}/{len(rows)} {entry.experiment}/{entry.run}: {told}", flush=True)
     summarise(name, base)
     return 0
 
 
 def pack(path, name, base=SWEEP, seeds=None, variants=None):
-    """What is missing, with the cells, in one file for `abreast`, which trains it on a GPU; configurations that are equal go once. The
-    states it leaves in runs/ are what `campaign` finds. Returns the names of the states."""
-    rows, seen = [e for e in table(name, base, seeds) if not e.done and (not variants or e.variant in variants)], {}
-    for e in rows:
-        seen.setdefault(e.cfg, e.state.name)
+    """What is missing, with the cells, in one file for `abreast`, which trains it on a GPU; configurations that are equal go once, those
+    that another campaign has run not at all. The states it leaves in runs/ are what `campaign` finds. Returns their names."""
+    seen = {}
+    for e in missing(name, base, seeds, variants):
+        if not same_run(e.cfg):
+            seen.setdefault(e.cfg, e.state.name)
     splits = experiments.prepare(base, "cpu")
     abreast.pack(path, {n: cfg for cfg, n in seen.items()}, splits.tensors["train"], splits.elements, subset(splits.tensors["val"]))
     return list(seen.values())

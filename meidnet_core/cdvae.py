@@ -230,8 +230,8 @@ def train(cfg, shape, tensors, minutes=None, path=None, every=2, progress=True):
     history, seconds = [], 0.0
     if path and os.path.exists(path):
         history, seconds = checkpoint.load_progress(path, cfg.training(), model, optimizer)
-    for epoch in bar(range(len(history), cfg.epochs), argparse.Namespace(name="cdvae-small", seed=cfg.seed, epochs=cfg.epochs),
-                     len(history), progress):
+    first = len(history)
+    for epoch in bar(range(first, cfg.epochs), argparse.Namespace(name="cdvae-small", seed=cfg.seed, epochs=cfg.epochs), first, progress):
         start, used = time.perf_counter(), seconds / (60 * minutes) if minutes else 0.0
         if used >= 1:
             break
@@ -242,7 +242,7 @@ def train(cfg, shape, tensors, minutes=None, path=None, every=2, progress=True):
             raise ValueError(f"loss became {record['loss']} in epoch {epoch} (seed {cfg.seed}); lower lr = {cfg.lr}")
         if path and (epoch + 1) % every == 0:
             checkpoint.save_progress(path, cfg.training(), model, optimizer, history, seconds)
-    if path:
+    if path and len(history) > first:
         checkpoint.save_progress(path, cfg.training(), model, optimizer, history, seconds)
     return model.eval(), history, seconds
 

@@ -80,6 +80,12 @@ def device_of(path):
     return read(path)[1].get("device") if Path(path).exists() else None
 
 
+def made_on(path):
+    """{"device": name} of a training state for a run file; empty where it is not known, so that the run file says what was used here."""
+    name = device_of(path)
+    return {"device": name} if name else {}
+
+
 def save_state(path, run, model, average, optimizer, epoch, finished=False):
     """Everything a resumed run needs, the random generators included. finished: nothing is left to do, whatever cfg.epochs says."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {"rng": torch.get_rng_state()}

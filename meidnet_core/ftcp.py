@@ -254,8 +254,8 @@ def train(layout, tensors, seed=0, epochs=200, minutes=None, path=None, every=5,
     identity, history, seconds = {"seed": seed, "epochs": epochs, "cells": len(tensors["g"]), "rows": layout.rows, "bf16": bf16}, [], 0.0
     if path and os.path.exists(path):
         history, seconds = checkpoint.load_progress(path, identity, model, optimizer)
-    found = len(history)
-    for epoch in bar(range(len(history), epochs), argparse.Namespace(name="ftcp", seed=seed, epochs=epochs), len(history), progress):
+    first = len(history)
+    for epoch in bar(range(first, epochs), argparse.Namespace(name="ftcp", seed=seed, epochs=epochs), first, progress):
         if minutes and seconds > 60 * minutes:
             break
         start = time.perf_counter()
@@ -266,9 +266,9 @@ def train(layout, tensors, seed=0, epochs=200, minutes=None, path=None, every=5,
         history.append({"epoch": epoch, "lr": lr, "cut": cut, "seconds": seconds} | record)
         if not np.isfinite(record["loss"]):
             raise ValueError(f"loss became {record['loss']} in epoch {epoch} (seed {seed})")
-        if path and ((epoch + 1) % every == 0 or epoch + 1 == epochs):
+        if path and (epoch + 1) % every == 0:
             checkpoint.save_progress(path, identity, model, optimizer, history, seconds)
-    if path and len(history) > found:                                     # a finished state says where it was trained
+    if path and len(history) > first:                                     # a finished state says where it was trained
         checkpoint.save_progress(path, identity, model, optimizer, history, seconds)
     return model.eval(), history, seconds
 
@@ -338,7 +338,7 @@ def run(dataset, seed=0, epochs=EPOCHS, minutes=None, split="test", bf16=False, 
                                        "bf16": bf16, "rows": layout.rows, "train_cells": len(tensors["train"]["g"])}
         results.write_run(f"{dataset}-ftcp", f"seed{seed}", config=config, seed=seed, data_set=dataset, split=split,
                           n=len(cells[split]), metrics=m, claims=claims_of(dataset, m, len(history)), wall_time_s=seconds,
-                          device=checkpoint.device_of(state) or "cpu")
+                          **checkpoint.made_on(state))
     return m
 
 

@@ -16,10 +16,7 @@ def info_nce(y_a, y_b, temperature, known=None):
     """
     known = torch.ones_like(y_a[:, 0], dtype=torch.bool) if known is None else known
     logits = y_a @ y_b.T / temperature                            # (B, B) cosine similarity over tau
-    surprise = 0.0
-    for scores in (logits, logits.T):
-        own = scores.diagonal()
-        surprise = surprise + torch.logsumexp(scores.masked_fill(~known, -1e9), 1) - own
+    surprise = sum(torch.logsumexp(s.masked_fill(~known, -1e9), 1) - s.diagonal() for s in (logits, logits.T))     # (B,)
     return 0.5 * torch.where(known, surprise, torch.zeros_like(surprise)).sum() / known.sum().clamp_min(1)
 
 

@@ -64,11 +64,21 @@ def learning_rate(cfg, progress):
 
 def make_optimizer(model, cfg):
     """Adam or AdamW (weight decay on matrices only)."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    return optimizer_of(list(model.parameters()), cfg)
+
+
+def optimizer_of(parameters, cfg, axes=0, **options):
+    """make_optimizer of a list of parameters. axes: leading axes that are not the model's own; options: of the optimizer."""
+    matrices = [p for p in parameters if p.dim() > 1 + axes]
+    vectors = [p for p in parameters if p.dim() <= 1 + axes]
     groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     kind = torch.optim.AdamW if cfg.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=cfg.lr, fused=True)
+    return kind(groups, **{"lr": cfg.lr, "fused": True, **options})
+
+
+def average_decay(cfg, step):
+    """Decay of the averaged weights after so many steps: the average starts as that of all steps."""
+    return min(cfg.ema, (1 + step) / (10 + step))
 
 
 def batches(count, cfg, epoch, device):
@@ -100,7 +110,7 @@ def train_epoch(model, average, optimizer, tensors, cfg, epoch, objective=total_
             torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
         optimizer.step()
         if average is not None:
-            update_average(average, model, min(cfg.ema, (1 + epoch * len(index) + k) / (10 + epoch * len(index) + k)))
+            update_average(average, model, average_decay(cfg, epoch * len(index) + k))
         for key, value in terms.items():
             sums[key] = sums.get(key, 0) + value
     return {key: float(v) / len(index) for key, v in sums.items()} | {"alpha": alpha, "lr": lr}
