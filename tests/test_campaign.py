@@ -145,6 +145,9 @@ def test_runs_packed_for_a_gpu_are_scored_here(place, small, splits, monkeypatch
     run = json.loads(campaign.execute(entry, splits, progress=False).read_text())
     assert run["device"] == "a GPU" and len(run["curve"]["val_exact"]) == 2 and run["n"] == 8
     assert entry.done and not entry.state.exists()
+    assert len(campaign.pack(packed, "curriculum", base, 1, ["none", "exp67", "cold-none"])) == 5, "what was run is left out"
+    with pytest.raises(ValueError, match="has no variant cold"):
+        campaign.pack(packed, "curriculum", base, 1, ["cold"])
 
 
 def test_a_training_that_diverges_is_a_row_and_is_not_compared(place, small, splits, monkeypatch):
