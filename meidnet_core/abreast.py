@@ -309,11 +309,12 @@ def main():
     parser.add_argument("packed", help="a file that `campaign --pack` wrote; states go beside it")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="fuse the step: a minute at the start; default on a GPU")
+    parser.add_argument("--every", type=int, default=20, help="epochs between two writes of the states")
     args = parser.parse_args()
     runs, tensors, val, elements = unpack(args.packed, pick_device(args.device))
     for group in groups(runs):
         start = time.perf_counter()
-        done = train(list(group.values()), tensors, elements, val, Path(args.packed).parent, list(group), compiled=args.compile)
+        done = train(list(group.values()), tensors, elements, val, Path(args.packed).parent, list(group), args.every, args.compile)
         for name, run in zip(group, done):
             print(f"{name}: {'finished' if run.finished else 'not finite any more'} after {len(run.history)} epochs")
         print(f"{len(group)} runs, {time.perf_counter() - start:.0f} s", flush=True)
