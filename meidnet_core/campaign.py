@@ -1,4 +1,5 @@
-"""Campaigns: the trainings behind Figure S1 (latent), Figure 2a (fusion) and Figure 2b (curriculum); `seeds.py` compares them.
+"""Campaigns: the trainings behind Figure S1 (latent), Figure 2a (fusion), Figure 2b (curriculum); `seeds.py` compares them. And `reading`:
+the paper's early fusion with one choice changed.
 
     python -m meidnet_core.campaign latent                                        # `sweep`: about a minute a run, one CPU thread
     python -m meidnet_core.campaign latent --preset improved --variants 64 128 256  # at full length: ten minutes a run
@@ -12,7 +13,7 @@ import argparse
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,12 +27,16 @@ from .train import Diverged, train
 # noise that `improved` needs for its long schedule: with it a run ends at SM 28 % instead of 60 %.
 SWEEP = IMPROVED.with_(name="sweep", width=64, edge_width=32, batch=64, epochs=12, latent_noise=0.0, label_noise=0.0, dropout=0.0)
 FULL = {"latent": 500, "fusion": 200, "curriculum": 200}               # epochs of the paper
-SEEDS = {"latent": 3, "fusion": 5, "curriculum": 3}
+SEEDS = {"latent": 3, "fusion": 5, "curriculum": 3, "reading": 1}
 DIMENSIONS = (16, 32, 64, 128, 256, 512)
 PAPER_DIMENSIONS = (64, 128, 256)                                       # the three that the paper compares
 FUSIONS = {"lf": {"fusion": "late", "curriculum": "none"}, "ef": {"curriculum": "none"}, "efcl": {}}
 NEEDED = {"latent": tuple(map(str, PAPER_DIMENSIONS)), "fusion": tuple(FUSIONS), "curriculum": ("none", "exp67")}   # by the claims
+BEYOND = {"fusion": ("cosine", "l2d", "sm_cdvae")}                      # what `improved` answers besides, in rows x.<id>
 COMPARING = ("best", "first", "speedup")                                # endings of the run files that compare variants
+READINGS = {"clip": {"clip": 1.0}, "rate": {"lr": 3e-4}, "warm": {"temperature": 1.0}, "sure": {"gumbel_noise": False},
+            "standard": {"normalize": True}, "sites": {"w_coords": 30.0}, "residual": {"residual": True}}
+READINGS["together"] = {k: v for changes in READINGS.values() for k, v in changes.items() if k != "lr"}
 RAMPS = {33: 1 / 3, 67: 2 / 3, 100: 1.0}                                # % of the epochs in which the weight rises
 LEVELS = (32.0, 50.0, 90.0, 96.8)                                       # SM (%) whose epoch is compared
 CLAIM_LEVEL = 32.0                                                      # answers f2b.speedup: where the paper's EF ends (Figure 2a)
@@ -77,7 +82,7 @@ def table(name, base=SWEEP, seeds=None, answers=None):
     answers = base == SWEEP if answers is None else answers
     if name not in SEEDS:
         raise ValueError(f"campaign {name!r}: expected one of {', '.join(SEEDS)}")
-    variants = {"latent": _latent, "fusion": _fusion, "curriculum": _curriculum}[name](seeds or SEEDS[name])
+    variants = {"latent": _latent, "fusion": _fusion, "curriculum": _curriculum, "reading": _reading}[name](seeds or SEEDS[name])
     rows = [Entry(f"{name}-{tag_of(name, base)}{variant}", base.with_(seed=seed, **changes), claims if answers else {}, variant)
             for variant, changes, claims, count in variants for seed in range(count)]
     return sorted(rows, key=lambda entry: entry.cfg.seed)              # all variants of a seed first: a cut campaign compares
@@ -101,6 +106,11 @@ def _curriculum(seeds):
              for kind in ("exp", "linear") for p, ramp in RAMPS.items()]
     cold = {"temperature": 0.07}
     return rows + [("cold-none", cold | {"curriculum": "none"}, {}, seeds), ("cold-exp67", cold, {}, seeds)]
+
+
+def _reading(seeds):
+    """EF from the paper's settings with one choice changed at a time: those that the text leaves open, and three that it makes."""
+    return [(v, FUSIONS["ef"] | changes, {}, seeds) for v, changes in READINGS.items()]
 
 
 # ---- one run ------------------------------------------------------------------------------------
@@ -274,13 +284,19 @@ def diverged(name):
 # ---- what the campaigns answer ------------------------------------------------------------------
 def answering(name):
     """The configuration that answers the claims: the paper's at its full length, else `improved` at its own, else the sweep; the first of
-    which every variant that a claim needs was run and kept a finite loss."""
-    complete = lambda base: set(NEEDED[name]) <= set(stored(name, base, partial=True))
-    return next((base for base in (PAPER.with_(epochs=FULL[name]), IMPROVED) if complete(base)), SWEEP)
+    which every variant that a claim needs was run and kept a finite loss (and, for a speed-up, one run reached the level)."""
+    return next((base for base in (PAPER.with_(epochs=FULL[name]), IMPROVED) if _answers(name, stored(name, base, partial=True))), SWEEP)
+
+
+def _answers(name, groups):
+    reached = name != "curriculum" or any(curves(runs).max() >= CLAIM_LEVEL for v, runs in groups.items() if v in NEEDED[name])
+    return set(NEEDED[name]) <= set(groups) and reached
 
 
 def summarise(name, base=SWEEP):
     """Claims that compare variants, as run files of their own, and claims.csv; `base` is what was run last."""
+    if name not in NEEDED:
+        return results.write_claims()
     lacking = sorted(set(NEEDED[name]) - set(stored(name, base, partial=True)))
     if lacking:
         print(f"no finite run of {', '.join(tag_of(name, base) + v for v in lacking)}: these runs answer no claim")
@@ -293,9 +309,13 @@ def summarise(name, base=SWEEP):
 
 
 def hand_over(name, base, groups):
-    """The runs of one configuration, {variant: runs}, get the claims of a campaign, those of all others lose them."""
+    """The runs of one configuration, {variant: runs}, get the claims of a campaign, all others lose them; BEYOND is that of `improved`."""
     seeds = 1 + max(r["seed"] for runs in groups.values() for r in runs)
-    entries = {(e.experiment, e.run): e for e in table(name, base, seeds, answers=True)}
+    own = table(name, IMPROVED, answers=True) if name in BEYOND else []
+    entries = {(e.experiment, e.run): replace(e, claims={f"x.{k}": v for k, v in e.claims.items() if v in BEYOND[name]}) for e in own}
+    for e in table(name, base, seeds, answers=True):
+        beside = entries.get((e.experiment, e.run), e).claims                              # empty, or its rows of BEYOND
+        entries[e.experiment, e.run] = replace(e, claims=e.claims | beside)
     comparing = {f"{name}-{tag_of(name, base)}{end}" for end in COMPARING}
     for r in run_files():
         if r["experiment"].startswith(f"{name}-") and r["experiment"] not in comparing:

@@ -245,6 +245,38 @@ def test_improved_at_its_full_length_answers_before_the_sweep_and_the_paper_befo
     assert top == "paper500-"
 
 
+def test_improved_keeps_rows_of_its_own_beside_those_of_the_paper(place, small, monkeypatch):
+    monkeypatch.setattr(campaign, "IMPROVED", small.with_(name="improved", epochs=3))
+    m = {"sm_cdvae": 90.0, "exact_composition": 90.0, "cosine": 0.5, "l2d": 1.0, "joint_r2": 0.9, "n": 8}
+    ids = {f"f2a.{v}.{k}" for v in campaign.FUSIONS for k in ("cs", "l2d", "sm", "r2")}
+    beside = {f"x.{i}" for i in ids if not i.endswith("r2")}
+    told = lambda base: {c for r in results.read_runs(place) if f"-{base.name}{base.epochs}-" in r["experiment"] for c in r["claims"]}
+    for base, others in ((campaign.IMPROVED, beside | ids), (PAPER.with_(epochs=200), beside)):
+        for e in campaign.table("fusion", base, 2):
+            campaign.write(e, m, 1.0, curve={"val_exact": [1.0]})
+        campaign.summarise("fusion", base)
+        assert told(campaign.IMPROVED) - {"f2a.efcl_first"} == others
+    assert told(base) == ids | {"f2a.efcl_first"}
+
+
+def test_a_curriculum_that_never_reaches_the_level_answers_nothing(place, small, monkeypatch):
+    monkeypatch.setattr(campaign, "IMPROVED", small.with_(name="improved", epochs=3))
+    for base, rise in ((campaign.IMPROVED, [1.0, 60.0]), (PAPER.with_(epochs=200), [1.0, 4.0])):
+        for e in campaign.table("curriculum", base, 2):
+            if e.variant in campaign.NEEDED["curriculum"]:
+                campaign.write(e, {"sm_cdvae": 90.0, "n": 8}, 1.0, curve={"val_exact": rise})
+        assert campaign.answering("curriculum") == campaign.IMPROVED
+
+
+def test_readings_change_the_early_fusion_of_the_paper_one_by_one():
+    base = PAPER.with_(epochs=20)
+    rows = {e.variant: e for e in campaign.table("reading", base)}
+    assert len(rows) == 8 and not any(e.claims for e in rows.values())
+    for name, e in rows.items():
+        differing = {k for k, v in e.cfg.to_dict().items() if v != base.with_(curriculum="none").to_dict()[k]}
+        assert differing == set(campaign.READINGS[name]) and (len(differing) == 1) == (name != "together")
+
+
 def test_a_campaign_of_some_variants_runs_these(place, small):
     assert campaign.campaign("fusion", small, 1, progress=False, variants=["ef"]) == 0
     assert {r["experiment"] for r in results.read_runs(place)} == {"fusion-ef"}
