@@ -166,10 +166,10 @@ def run_files(diverged=False):
 
 
 def same_run(cfg):
-    """The stored run of exactly this configuration and seed, or None: campaigns share it."""
+    """The stored run of exactly this configuration and seed, one that diverged if there is no other, or None: campaigns share it."""
     ours = cfg.to_dict()                                               # a run file may be older than the newest fields
     match = lambda c: c.keys() <= ours.keys() and "epochs" in c and Config.from_dict(c) == cfg
-    return next((r for r in run_files() if "curve" in r and match(r["config"])), None)
+    return next((r for r in run_files() + run_files(diverged=True) if "curve" in r and match(r["config"])), None)
 
 
 def tested(model, splits):
@@ -191,7 +191,7 @@ def execute(entry, splits, progress=True, device="auto"):
     try:
         run = trained(entry.cfg, splits, state=state, progress=progress, device=device)
     except Diverged as error:                                          # a row, not an exception; the checkpoint stays
-        return write_diverged(entry, error.run, **checkpoint.made_on(state))
+        return write(entry, last_finite(error.run), error.run.seconds, curve=curve_of(error.run), **checkpoint.made_on(state))
     m = tested(run.model, splits) | held_out_reconstruction(run.model, splits.tensors["test"])
     m |= {"parameters": sum(p.numel() for p in run.model.parameters())}
     path = write(entry, m, run.seconds, curve=curve_of(run), **checkpoint.made_on(state))
@@ -204,12 +204,10 @@ def curve_of(run):
     return {k: [float(f"{h[k]:.5g}") for h in run.history] for k in CURVE}
 
 
-def write_diverged(entry, run, **extra):
-    """The run file of a training whose loss became infinite or NaN: its curve and its last finite epoch, no claim, no score."""
+def last_finite(run):
+    """What a training whose loss became infinite or NaN is told by: its last finite epoch."""
     curve = curve_of(run)
-    m = {"diverged": len(run.history)} | {k: curve[k][-1] for k in (*CURVE[:5], "val_exact", "val_cosine") if run.history}
-    return results.write_run(entry.experiment, entry.run, config=entry.cfg.to_dict(), seed=entry.cfg.seed, data_set=entry.cfg.dataset,
-                             split="val", n=VAL_CELLS, metrics=m, claims={}, wall_time_s=run.seconds, curve=curve, **extra)
+    return {"diverged": len(run.history)} | {k: curve[k][-1] for k in (*CURVE[:5], "val_exact", "val_cosine") if run.history}
 
 
 def labelled(value, split, cfg):       # the split says by which protocol: the paper's number comes from a longer schedule
@@ -223,9 +221,10 @@ def claims_of(entry, m):
 
 
 def write(entry, m, seconds, **extra):
-    claims = claims_of(entry, m)
+    """The run file; a training that diverged has no claim and no score on the test split."""
+    split, n, claims = ("val", VAL_CELLS, {}) if "diverged" in m else ("test", m["n"], claims_of(entry, m))
     return results.write_run(entry.experiment, entry.run, config=entry.cfg.to_dict(), seed=entry.cfg.seed, data_set=entry.cfg.dataset,
-                             split="test", n=m["n"], metrics=m, claims=claims, wall_time_s=seconds, **extra)
+                             split=split, n=n, metrics=m, claims=claims, wall_time_s=seconds, **extra)
 
 
 def missing(name, base=SWEEP, seeds=None, variants=None):

@@ -98,6 +98,16 @@ def test_a_campaign_is_resumed_and_shares_equal_runs(place, small, capsys):
     assert not list(experiments.RUNS.glob("*"))                                        # states of finished runs are gone
 
 
+def test_a_training_that_diverged_is_shared_but_gives_way_to_one_that_did_not(place, small):
+    first, second, third = (next(e for e in campaign.table(n, small, 1) if e.experiment == x) for n, x in
+                            (("fusion", "fusion-ef"), ("curriculum", "curriculum-none"), ("fusion", "fusion-efcl")))
+    campaign.write(first, {"diverged": 2, "species": 1.0}, 1.0, curve={})
+    shared = json.loads(campaign.execute(second, None).read_text())                    # no data needed
+    assert shared["same_run"] == "fusion-ef/seed0" and shared["split"] == "val" and not shared["claims"]
+    campaign.write(campaign.replace(third, cfg=first.cfg), {"sm_cdvae": 1.0, "n": 8}, 1.0, curve={})
+    assert campaign.same_run(first.cfg)["experiment"] == "fusion-efcl"
+
+
 def test_a_run_of_another_configuration_is_replaced(place, small):
     entry = campaign.table("latent", small, 1)[0]
     m = {"sm_cdvae": 1.0, "n": 8}
