@@ -104,7 +104,7 @@ def test_a_training_that_diverged_is_shared_but_gives_way_to_one_that_did_not(pl
     campaign.write(first, {"diverged": 2, "species": 1.0}, 1.0, curve={})
     shared = json.loads(campaign.execute(second, None).read_text())                    # no data needed
     assert shared["same_run"] == "fusion-ef/seed0" and shared["split"] == "val" and not shared["claims"]
-    campaign.write(campaign.replace(third, cfg=first.cfg), {"sm_cdvae": 1.0, "n": 8}, 1.0, curve={})
+    campaign.write(campaign.replace(third, cfg=first.cfg, claims={}), {"sm_cdvae": 1.0, "n": 8}, 1.0, curve={})
     assert campaign.same_run(first.cfg)["experiment"] == "fusion-efcl"
 
 
