@@ -10,7 +10,7 @@ after every epoch included.
 
 import argparse
 
-from meidnet_core import abreast, campaign, checkpoint, metrics, results
+from meidnet_core import abreast, checkpoint, metrics, results, trial
 from meidnet_core.config import PRODUCTION
 from meidnet_core.experiments import RUNS, prepare
 from meidnet_core.train import train
@@ -25,7 +25,7 @@ def state(seed):
 def pack():
     splits = prepare(PRODUCTION, "cpu")
     runs = {state(seed).name: PRODUCTION.with_(seed=seed) for seed in range(SEEDS)}
-    abreast.pack(RUNS / f"{NAME}.safetensors", runs, splits.tensors["train"], splits.elements, campaign.subset(splits.tensors["val"]))
+    abreast.pack(RUNS / f"{NAME}.safetensors", runs, splits.tensors["train"], splits.elements, trial.subset(splits.tensors["val"]))
 
 
 def score():

@@ -73,7 +73,7 @@ class Objective(nn.Module):
 
 @torch.no_grad()
 def held_out(model, batch):
-    """Proxies of `campaign.proxies` as tensors, so that they can be batched over runs: exact (%), cosine, l2d, joint_r2.
+    """Proxies of `trial.proxies` as tensors, so that they can be batched over runs: exact (%), cosine, l2d, joint_r2.
 
     exact: all species right from the joint latent; the others as in metrics.alignment and metrics.regression, means over the labels.
     """

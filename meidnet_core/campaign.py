@@ -18,10 +18,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from . import abreast, checkpoint, experiments, losses, metrics, results
+from . import abreast, checkpoint, experiments, results
 from .config import IMPROVED, PAPER, PRESETS, Config
 from .seeds import best, curves, epochs_to, largest_gain, paired, values
-from .train import Diverged, train
+from .train import Diverged
+from .trial import TEST_CELLS, VAL_CELLS, curve_of, held_out_reconstruction, last_finite, subset, tested, trained
 
 # About 75 s a run on one CPU thread, in place of the 500 (Figure S1) and 200 (Figure 2a) epochs of the paper. Without the
 # noise that `improved` needs for its long schedule: with it a run ends at SM 28 % instead of 60 %.
@@ -40,8 +41,6 @@ READINGS["together"] = {k: v for changes in READINGS.values() for k, v in change
 RAMPS = {33: 1 / 3, 67: 2 / 3, 100: 1.0}                                # % of the epochs in which the weight rises
 LEVELS = (32.0, 50.0, 90.0, 96.8)                                       # SM (%) whose epoch is compared
 CLAIM_LEVEL = 32.0                                                      # answers f2b.speedup: where the paper's EF ends (Figure 2a)
-CURVE = "species coords lattice adjacency nce alpha val_exact val_cosine val_l2d val_joint_r2 seconds".split()      # kept per epoch
-VAL_CELLS, TEST_CELLS = 500, 500                                        # proxies of an epoch; StructureMatcher at the end
 
 
 @dataclass(frozen=True)
@@ -114,44 +113,6 @@ def _reading(seeds):
 
 
 # ---- one run ------------------------------------------------------------------------------------
-def chosen(size, count):
-    """Indices of `count` of `size` cells, the same for every run."""
-    return np.sort(np.random.default_rng(0).permutation(size)[:count])
-
-
-def subset(tensors, count=VAL_CELLS):
-    return {k: t[torch.as_tensor(chosen(len(t), count), device=t.device)] for k, t in tensors.items()}
-
-
-def proxies(model, tensors):
-    """Cheap held-out metrics of one epoch (abreast.held_out): exact (%), cosine, l2d, joint_r2 (mean over the labels).
-
-    exact: all species right from the joint latent. On Perov-5 it equals SM at CDVAE tolerances to 0.1 points, because
-    those forgive every geometry that is near the prototype and StructureMatcher rescales the volume.
-    """
-    return {k: float(v) for k, v in abreast.held_out(model.eval(), tensors).items()}
-
-
-@torch.no_grad()
-def held_out_reconstruction(model, tensors, block=1024):
-    """Reconstruction loss (eq. xix) of a split, weighted as in training, and its terms; a mean over blocks of cells."""
-    sums, count = {}, len(tensors["species"])
-    for k in range(0, count, block):
-        batch = {key: t[k:k + block] for key, t in tensors.items()}
-        terms = losses.reconstruction(model.eval()(batch), batch, model.scale(batch)[0], model.cfg)
-        for key, value in terms.items():
-            sums[key] = sums.get(key, 0.0) + float(value) * len(batch["species"]) / count
-    return {"reconstruction": sum(getattr(model.cfg, f"w_{k}") * v for k, v in sums.items())} | {f"loss_{k}": v for k, v in sums.items()}
-
-
-def trained(cfg, splits, cells=None, state=None, progress=False, device="auto"):
-    """Train on `cells` training cells (all by default); the history holds the proxies on val as val_exact, val_cosine, ..."""
-    val = subset(splits.tensors["val"])
-    on_epoch = lambda model, epoch, record: record.update({f"val_{k}": v for k, v in proxies(model, val).items()})
-    tensors = splits.tensors["train"] if cells is None else subset(splits.tensors["train"], cells)
-    return train(cfg, tensors, splits.elements, checkpoint=state, every=5, device=device, on_epoch=on_epoch, progress=progress)
-
-
 def repeated(name, variant, seed, splits):
     """(trained here, stored): exact on val (%) after the last epoch of a stored run of the sweep; seeds beyond them go round."""
     seed %= SEEDS[name]
@@ -172,15 +133,6 @@ def same_run(cfg):
     return next((r for r in run_files() + run_files(diverged=True) if "curve" in r and match(r["config"])), None)
 
 
-def tested(model, splits):
-    """metrics.evaluate on TEST_CELLS fixed test cells (StructureMatcher takes longer than a sweep's training), with
-    alignment, joint R2 and exact composition of the whole test split in their place."""
-    cells, whole = splits.crystals["test"], proxies(model, splits.tensors["test"])
-    few, tensors = cells.select(chosen(len(cells), TEST_CELLS)), subset(splits.tensors["test"], TEST_CELLS)
-    m, _ = metrics.evaluate(model, tensors, few, processes=torch.get_num_threads())
-    return m | {"exact_composition": whole.pop("exact"), "n_whole": len(cells)} | whole
-
-
 def execute(entry, splits, progress=True, device="auto"):
     """Train, look at the test split once, write the run file. Returns its path."""
     known = same_run(entry.cfg)
@@ -198,16 +150,6 @@ def execute(entry, splits, progress=True, device="auto"):
     for old in (state, state.with_suffix(".json")):
         old.unlink(missing_ok=True)
     return path
-
-
-def curve_of(run):
-    return {k: [float(f"{h[k]:.5g}") for h in run.history] for k in CURVE}
-
-
-def last_finite(run):
-    """What a training whose loss became infinite or NaN is told by: its last finite epoch."""
-    curve = curve_of(run)
-    return {"diverged": len(run.history)} | {k: curve[k][-1] for k in (*CURVE[:5], "val_exact", "val_cosine") if run.history}
 
 
 def labelled(value, split, cfg):       # the split says by which protocol: the paper's number comes from a longer schedule

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from meidnet_core import crystal, data, sources
+from meidnet_core import crystal, data, experiments, sources
 from meidnet_core.config import PRESETS
 from meidnet_core.model import MEIDNet
 from meidnet_core.train import shape_of
@@ -199,3 +199,9 @@ def dft_arrays():
     bands = {"energies": rng.normal(size=(1, 7, 4)), "kpoints": rng.random((7, 3)), "distance": np.arange(7, dtype=float),
              "labels": [[0.0, "Γ"], [6.0, "X|R"]], "status": "ok"}
     return {"bands": bands, "dos": {"energies": np.linspace(-8, 8, 801), "total": rng.random((2, 801)), "status": "ok"}}
+
+
+@pytest.fixture
+def splits(perovskites, tensors_of, config, vocabulary):
+    crystals = {s: perovskites(n, seed=k) for k, (s, n) in enumerate((("train", 24), ("val", 10), ("test", 8)))}
+    return experiments.Splits(crystals, {s: tensors_of(c, config()) for s, c in crystals.items()}, vocabulary)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from meidnet_core import abreast, campaign, checkpoint, experiments
+from meidnet_core import abreast, checkpoint, experiments, trial
 from meidnet_core.config import PAPER, PRODUCTION
 from meidnet_core.train import train
 
@@ -36,7 +36,7 @@ def test_runs_abreast_equal_runs_one_by_one(base, splits, cells):
     """Clipping, average, schedules, decay, curriculum: weights and histories agree to rounding."""
     tensors, val = cells
     for cfg, run in zip(team(base), abreast.train(team(base), tensors, splits.elements, val, progress=False)):
-        score = lambda model, epoch, record: record.update({f"val_{k}": v for k, v in campaign.proxies(model, val).items()})
+        score = lambda model, epoch, record: record.update({f"val_{k}": v for k, v in trial.proxies(model, val).items()})
         alone = train(cfg, tensors, splits.elements, device="cpu", progress=False, on_epoch=score)
         for a, b in zip(alone.model.parameters(), run.model.parameters()):
             assert torch.allclose(a, b, atol=5e-4)

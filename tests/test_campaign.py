@@ -5,9 +5,8 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
-from meidnet_core import abreast, campaign, checkpoint, experiments, losses, results, seeds, train
+from meidnet_core import abreast, campaign, checkpoint, experiments, losses, results, seeds, train, trial
 from meidnet_core.config import PAPER
 
 
@@ -20,12 +19,6 @@ def place(tmp_path, monkeypatch):
     known = results.environment()                                      # git and the list of packages: once, not per file
     monkeypatch.setattr(results, "environment", lambda: known)
     return tmp_path / "results"
-
-
-@pytest.fixture
-def splits(perovskites, tensors_of, config, vocabulary):
-    crystals = {s: perovskites(n, seed=k) for k, (s, n) in enumerate((("train", 24), ("val", 10), ("test", 8)))}
-    return experiments.Splits(crystals, {s: tensors_of(c, config()) for s, c in crystals.items()}, vocabulary)
 
 
 @pytest.fixture
@@ -121,7 +114,7 @@ def test_a_killed_training_goes_on(place, small, splits, monkeypatch):
     entry = campaign.table("latent", small.with_(epochs=7), 1)[0]
     whole = campaign.execute(entry, splits, progress=False).read_text()
     entry.path.unlink()
-    original, calls = campaign.proxies, []
+    original, calls = trial.proxies, []
 
     def killed(model, tensors):
         calls.append(1)
@@ -129,10 +122,10 @@ def test_a_killed_training_goes_on(place, small, splits, monkeypatch):
             raise KeyboardInterrupt
         return original(model, tensors)
 
-    monkeypatch.setattr(campaign, "proxies", killed)
+    monkeypatch.setattr(trial, "proxies", killed)
     with pytest.raises(KeyboardInterrupt):
         campaign.execute(entry, splits, progress=False)
-    monkeypatch.setattr(campaign, "proxies", original)
+    monkeypatch.setattr(trial, "proxies", original)
     again = json.loads(campaign.execute(entry, splits, progress=False).read_text())
     whole = json.loads(whole)
     drop = lambda r: {k: v for k, v in r["curve"].items() if k != "seconds"} | r["metrics"]
@@ -179,41 +172,6 @@ def test_a_training_that_diverges_is_a_row_and_is_not_compared(place, small, spl
     assert [r["seed"] for r in campaign.diverged("fusion")] == [0] and not campaign.diverged("latent")
     with pytest.raises(ValueError, match="no runs of lf, ef, efcl"):
         campaign.stored("fusion", base)
-
-
-def test_proxies_do_not_disturb_the_training(small, splits):
-    from meidnet_core.train import train
-    plain = train(small, splits.tensors["train"], splits.elements, device="cpu", progress=False)
-    watched = campaign.trained(small, splits, device="cpu")
-    a, b = plain.model.state_dict(), watched.model.state_dict()
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    assert {"val_exact", "val_cosine", "val_l2d", "val_joint_r2"} <= set(watched.history[-1])
-
-
-def test_proxies_agree_with_the_evaluation(small, splits):
-    from meidnet_core import metrics
-    for cfg in (small, small.with_(fusion="late")):
-        model = campaign.trained(cfg, splits, device="cpu").model
-        cheap = campaign.proxies(model, splits.tensors["test"])
-        full, _ = metrics.evaluate(model, splits.tensors["test"], splits.crystals["test"], processes=1)
-        r2 = np.mean([full[f"{l}_joint_r2"] for l in cfg.labels])
-        for key, value in {"exact": full["exact_composition"], "cosine": full["cosine"], "l2d": full["l2d"], "joint_r2": r2}.items():
-            assert cheap[key] == pytest.approx(value, abs=1e-4)
-
-
-def test_reconstruction_is_the_weighted_sum_and_independent_of_blocks(small, splits, model_of):
-    model, tensors = model_of(small, splits.tensors["train"]).eval(), splits.tensors["train"]
-    whole, parts = (campaign.held_out_reconstruction(model, tensors, block) for block in (24, 5))
-    assert whole["reconstruction"] == pytest.approx(sum(getattr(small, f"w_{k}") * whole[f"loss_{k}"] for k in
-                                                        ("lattice", "adjacency", "species", "coords")))
-    assert parts["loss_species"] == pytest.approx(whole["loss_species"], rel=1e-4)
-    assert parts["loss_coords"] == pytest.approx(whole["loss_coords"], rel=1e-4)
-
-
-def test_the_subset_is_fixed(splits):
-    a, b = (campaign.subset(splits.tensors["val"], 4) for _ in range(2))
-    assert all(torch.equal(a[k], b[k]) for k in a) and len(a["species"]) == 4
-    assert len(campaign.subset(splits.tensors["val"], 100)["species"]) == 10
 
 
 # ---- what the campaigns answer ------------------------------------------------------------------
