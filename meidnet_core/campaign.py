@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from . import abreast, checkpoint, experiments, results
-from .config import IMPROVED, PAPER, PRESETS, Config
+from .config import IMPROVED, PAPER, PAPER_CLEAN, PRESETS, Config
 from .seeds import best, curves, epochs_to, largest_gain, paired, values
 from .train import Diverged
 from .trial import TEST_CELLS, VAL_CELLS, curve_of, held_out_reconstruction, last_finite, subset, tested, trained
@@ -35,9 +35,9 @@ FUSIONS = {"lf": {"fusion": "late", "curriculum": "none"}, "ef": {"curriculum": 
 NEEDED = {"latent": tuple(map(str, PAPER_DIMENSIONS)), "fusion": tuple(FUSIONS), "curriculum": ("none", "exp67")}   # by the claims
 BEYOND = {"fusion": ("cosine", "l2d", "sm_cdvae")}                      # what `improved` answers besides, in rows x.<id>
 COMPARING = ("best", "first", "speedup")                                # endings of the run files that compare variants
-READINGS = {"clip": {"clip": 1.0}, "rate": {"lr": 3e-4}, "warm": {"temperature": 1.0}, "sure": {"gumbel_noise": False},
+READINGS = {"clip": {"clip": 1.0}, "rate": {"lr": 3e-4}, "warm": {"temperature": 1.0}, "noisy": {"gumbel_noise": True},
             "standard": {"normalize": True}, "sites": {"w_coords": 30.0}, "residual": {"residual": True}}
-READINGS["together"] = {k: v for changes in READINGS.values() for k, v in changes.items() if k != "lr"}
+READINGS["together"] = {k: v for changes in READINGS.values() for k, v in changes.items() if k not in ("lr", "gumbel_noise")}
 RAMPS = {33: 1 / 3, 67: 2 / 3, 100: 1.0}                                # % of the epochs in which the weight rises
 LEVELS = (32.0, 50.0, 90.0, 96.8)                                       # SM (%) whose epoch is compared
 CLAIM_LEVEL = 32.0                                                      # answers f2b.speedup: where the paper's EF ends (Figure 2a)
@@ -224,9 +224,10 @@ def diverged(name):
 
 # ---- what the campaigns answer ------------------------------------------------------------------
 def answering(name):
-    """The configuration that answers the claims: the paper's at its full length, else `improved` at its own, else the sweep; the first of
-    which every variant that a claim needs was run and kept a finite loss (and, for a speed-up, one run reached the level)."""
-    return next((base for base in (PAPER.with_(epochs=FULL[name]), IMPROVED) if _answers(name, stored(name, base, partial=True))), SWEEP)
+    """The configuration that answers the claims: a reading of the paper's at full length, else `improved` at its own, else the sweep; the
+    first of which every variant that a claim needs was run and kept a finite loss (and, for a speed-up, one run reached the level)."""
+    full = [base.with_(epochs=FULL[name]) for base in (PAPER, PAPER_CLEAN)]
+    return next((base for base in (*full, IMPROVED) if _answers(name, stored(name, base, partial=True))), SWEEP)
 
 
 def _answers(name, groups):

@@ -59,8 +59,8 @@ def reconstruction(out, batch, lattice, cfg):
 
 
 def species_loss(logits, species, cfg):
-    """CE(S^, S); with `gumbel_noise` on a Gumbel-softmax sample of the species instead of the clean logits."""
-    if cfg.gumbel_noise and logits.requires_grad:
+    """CE(S^, S); with `gumbel_noise`, while gradients are recorded, on a Gumbel-softmax sample of the species instead of the logits."""
+    if cfg.gumbel_noise and torch.is_grad_enabled():                  # logits.requires_grad is False inside torch.vmap
         soft = gumbel_softmax(logits, cfg.gumbel_tau, hard=False)
         return F.nll_loss(torch.log(soft.clamp_min(1e-9)).flatten(0, 1), species.flatten())
     return F.cross_entropy(logits.flatten(0, 1), species.flatten())

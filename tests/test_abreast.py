@@ -45,6 +45,18 @@ def test_runs_abreast_equal_runs_one_by_one(base, splits, cells):
             assert [h[key] for h in run.history] == pytest.approx([h[key] for h in alone.history], rel=2e-3, abs=1e-3), key
 
 
+@pytest.mark.parametrize("noise", [{"gumbel_noise": True}, {"dropout": 0.3}, {"latent_noise": 0.5}, {"label_noise": 0.5},
+                                   {"structure_only": 0.5}, {"exchange": 0.5}], ids=lambda n: next(iter(n)))
+def test_every_noise_is_drawn_abreast_as_it_is_alone(noise, splits, cells):
+    """No noise may get lost in torch.vmap: it moves the mean loss of an epoch, and by about as much as it does alone."""
+    def mean(extra):
+        runs = abreast.train(team(PRODUCTION, epochs=1, **extra), cells[0], splits.elements, cells[1], progress=False)
+        return sum(r.history[0]["loss"] for r in runs) / len(runs)
+
+    alone = [train(c, cells[0], splits.elements, device="cpu", progress=False) for c in team(PRODUCTION, epochs=1, **noise)]
+    assert mean({}) == mean({}) != mean(noise) == pytest.approx(sum(r.history[0]["loss"] for r in alone) / len(alone), rel=0.1)
+
+
 def test_a_killed_team_goes_on_as_if_it_had_not_been(splits, cells, tmp_path):
     cfgs, names = team(PRODUCTION, epochs=3, exchange=0.5, dropout=0.1), ["a.safetensors", "b.safetensors", "c.safetensors"]
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from meidnet_core import abreast, campaign, checkpoint, experiments, losses, results, seeds, train, trial
-from meidnet_core.config import PAPER
+from meidnet_core.config import PAPER, PAPER_CLEAN
 
 
 @pytest.fixture
@@ -197,6 +197,14 @@ def test_a_full_campaign_takes_the_claims_over_once_every_variant_is_finite(plac
     assert runs["fusion-paper200-first"]["claims"] and not runs["fusion-first"]["claims"]
 
 
+def test_the_other_reading_of_the_paper_answers_where_the_first_diverged(place, small):
+    for base in (PAPER.with_(epochs=200), PAPER_CLEAN.with_(epochs=200)):
+        for e in campaign.table("fusion", base, 1):
+            m = {"sm_cdvae": 1.0, "exact_composition": 1.0, "cosine": 0.5, "l2d": 1.0, "joint_r2": 0.9, "n": 8}
+            campaign.write(e, {"diverged": 3} if base.gumbel_noise and e.variant == "efcl" else m, 1.0, curve={})
+    assert campaign.answering("fusion") == PAPER_CLEAN.with_(epochs=200)
+
+
 def test_improved_at_its_full_length_answers_before_the_sweep_and_the_paper_before_both(place, small, monkeypatch):
     monkeypatch.setattr(campaign, "IMPROVED", small.with_(name="improved", epochs=3))
     curve, m = {"val_exact": [1.0, 60.0]}, {"sm_cdvae": 90.0, "exact_composition": 90.0, "reconstruction": 1.0, "n": 8}
@@ -237,7 +245,7 @@ def test_a_curriculum_that_never_reaches_the_level_answers_nothing(place, small,
 
 
 def test_readings_change_the_early_fusion_of_the_paper_one_by_one():
-    base = PAPER.with_(epochs=20)
+    base = PAPER_CLEAN.with_(epochs=20)
     rows = {e.variant: e for e in campaign.table("reading", base)}
     assert len(rows) == 8 and not any(e.claims for e in rows.values())
     for name, e in rows.items():
