@@ -35,9 +35,10 @@ FUSIONS = {"lf": {"fusion": "late", "curriculum": "none"}, "ef": {"curriculum": 
 NEEDED = {"latent": tuple(map(str, PAPER_DIMENSIONS)), "fusion": tuple(FUSIONS), "curriculum": ("none", "exp67")}   # by the claims
 BEYOND = {"fusion": ("cosine", "l2d", "sm_cdvae")}                      # what `improved` answers besides, in rows x.<id>
 COMPARING = ("best", "first", "speedup")                                # endings of the run files that compare variants
-READINGS = {"clip": {"clip": 1.0}, "rate": {"lr": 3e-4}, "warm": {"temperature": 1.0}, "noisy": {"gumbel_noise": True},
-            "standard": {"normalize": True}, "sites": {"w_coords": 30.0}, "residual": {"residual": True}}
-READINGS["together"] = {k: v for changes in READINGS.values() for k, v in changes.items() if k not in ("lr", "gumbel_noise")}
+READINGS = {"clip": {"clip": 1.0}, "warm": {"temperature": 1.0}, "units": {"unit_lattice": True}, "standard": {"normalize": True},
+            "coords": {"w_coords": 30.0}, "sites": {"site_init": True}, "residual": {"residual": True}}
+READINGS["together"] = {k: v for name in ("clip", "warm", "standard", "coords", "residual") for k, v in READINGS[name].items()}
+READINGS["code"] = {"unit_lattice": True, "site_init": True, "blocks": 2, "temperature": 0.01, "w_con": 5.0}
 RAMPS = {33: 1 / 3, 67: 2 / 3, 100: 1.0}                                # % of the epochs in which the weight rises
 LEVELS = (32.0, 50.0, 90.0, 96.8)                                       # SM (%) whose epoch is compared
 CLAIM_LEVEL = 32.0                                                      # answers f2b.speedup: where the paper's EF ends (Figure 2a)
@@ -108,7 +109,8 @@ def _curriculum(seeds):
 
 
 def _reading(seeds):
-    """EF from the paper's settings with one choice changed at a time: those that the text leaves open, and three that it makes."""
+    """EF from the paper's settings with one choice changed at a time; `code`: scales, sites, depth and contrast of the authors' code
+    (github.com/ABnano/MEIDNet, tri_curri_v1_save.py, a later version than the paper's), which also hands the decoder the coordinates."""
     return [(v, FUSIONS["ef"] | changes, {}, seeds) for v, changes in READINGS.items()]
 
 

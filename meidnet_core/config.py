@@ -31,6 +31,7 @@ class Config:
     label_drop: float = 0.0                # fraction of labels hidden from the property encoder while training (partial)
     # targets and losses
     normalize: bool = False                # standardise lattice and labels with training statistics
+    unit_lattice: bool = False             # lattice in units of 20 angstrom and 180 degrees, as the authors' code has it
     w_lattice: float = 1.0
     w_adjacency: float = 1.0
     w_species: float = 1.0

@@ -39,10 +39,12 @@ def pick_device(device="auto"):
 
 
 def shape_of(tensors, elements, cfg, features=()):
-    """Shape of a training set; standardisation statistics when cfg.normalize, else zeros and ones."""
+    """Shape of a training set; standardisation statistics when cfg.normalize, else zeros and ones (units with cfg.unit_lattice)."""
     sites = tensors["species"].shape[1]
     shape = Shape(sites, tuple(elements), bool((tensors["mask"] == 0).any()),
                   label_mean=(0.0,) * len(cfg.labels), label_std=(1.0,) * len(cfg.labels), features=features)
+    if cfg.unit_lattice:
+        shape.lattice_std = (20.0,) * 3 + (180.0,) * 3
     if cfg.normalize:
         std = tensors["lattice"].std(0)
         shape.lattice_mean = tuple(tensors["lattice"].mean(0).tolist())

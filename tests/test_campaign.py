@@ -247,10 +247,10 @@ def test_a_curriculum_that_never_reaches_the_level_answers_nothing(place, small,
 def test_readings_change_the_early_fusion_of_the_paper_one_by_one():
     base = PAPER_CLEAN.with_(epochs=20)
     rows = {e.variant: e for e in campaign.table("reading", base)}
-    assert len(rows) == 8 and not any(e.claims for e in rows.values())
+    assert len(rows) == 9 and not any(e.claims for e in rows.values())
     for name, e in rows.items():
         differing = {k for k, v in e.cfg.to_dict().items() if v != base.with_(curriculum="none").to_dict()[k]}
-        assert differing == set(campaign.READINGS[name]) and (len(differing) == 1) == (name != "together")
+        assert differing == set(campaign.READINGS[name]) and (len(differing) == 1) == (name not in ("together", "code"))
 
 
 def test_a_campaign_of_some_variants_runs_these(place, small):

@@ -273,6 +273,13 @@ def test_gradients_are_clipped(config, tensors, train):
 # ---- statistics ----------------------------------------------------------------------------------
 
 
+def test_a_lattice_in_units_of_the_authors_code(perovskites, tensors_of, config, vocabulary, model_of):
+    cfg = config("paper", unit_lattice=True)
+    tensors = tensors_of(perovskites(), cfg)
+    scaled, labels = model_of(cfg, tensors).scale(tensors)
+    assert torch.allclose(scaled, tensors["lattice"] / torch.tensor([20.0] * 3 + [180.0] * 3)) and torch.equal(labels, tensors["labels"])
+
+
 def test_statistics_come_from_the_training_set_and_skip_missing_labels(config, tensors, vocabulary):
     tensors["labels"][:5, 1] = math.nan
     shape = training.shape_of(tensors, vocabulary, config("improved"))
