@@ -268,7 +268,8 @@ def train(cfgs, tensors, elements, val, folder=None, names=None, every=20, compi
           stop_after=None):
     """Train Configs of one architecture abreast; returns a list of train.Run, states under folder/name as train.train writes them.
 
-    A run whose loss is not finite any more stays at its last finite epoch while the others go on (`finished` False). compiled:
+    A run whose loss is not finite any more keeps the history up to there, and NaN for weights, while the others go on (`finished` False):
+    train.train, handed its state, says Diverged. compiled:
     by default on a GPU. Goes on from the states in folder when all are there. Raises ValueError when the architectures differ.
     """
     if len({architecture(c) for c in cfgs}) != 1:
@@ -287,7 +288,7 @@ def train(cfgs, tensors, elements, val, folder=None, names=None, every=20, compi
             run.finished = len(run.history) == cfgs[0].epochs
         alive = any(len(run.history) == number + 1 for run in runs)
         if folder and ((number + 1) % every == 0 or number + 1 == cfgs[0].epochs or not alive):
-            save(team, runs, folder, names)
+            save(team, runs, folder, names, number + 1)
         if not alive or number + 1 == stop_after:
             break
     for i, run in enumerate(runs):
@@ -296,10 +297,15 @@ def train(cfgs, tensors, elements, val, folder=None, names=None, every=20, compi
     return runs
 
 
-def save(team, runs, folder, names):
-    """States of all runs; the moments of a finished one are of no use to anybody."""
+@torch.no_grad()
+def save(team, runs, folder, names, done):
+    """States of all runs after `done` epochs; the moments of a finished one are of no use to anybody. Of one whose loss was infinite in
+    an earlier epoch the weights went on: they are not those of its last finite epoch, and must not pass for them."""
     for i, (run, name) in enumerate(zip(runs, names)):
         model, average, optimizer = team.parts(i)
+        if len(run.history) < done:
+            for p in model.parameters():
+                p.fill_(math.nan)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0) if run.finished else optimizer
         checkpoint.save_state(Path(folder) / name, run, model, average, optimizer, len(run.history), run.finished)
 

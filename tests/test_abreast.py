@@ -7,7 +7,7 @@ import torch
 
 from meidnet_core import abreast, checkpoint, experiments, trial
 from meidnet_core.config import PAPER, PRODUCTION
-from meidnet_core.train import train
+from meidnet_core.train import Diverged, train
 
 # no noise: its numbers come from one generator for all runs
 QUIET = {"gumbel_noise": False, "dropout": 0.0, "latent_noise": 0.0, "label_noise": 0.0, "exchange": 0.0, "batch": 16, "width": 32,
@@ -94,6 +94,19 @@ def test_an_unfinished_state_is_one_that_train_goes_on_from(splits, cells, tmp_p
     abreast.train([cfg], cells[0], splits.elements, cells[1], tmp_path, ["x.safetensors"], stop_after=2, every=1, progress=False)
     found = train(cfg, cells[0], splits.elements, checkpoint=tmp_path / "x.safetensors", device="cpu", progress=False)
     assert found.history[-1]["loss"] == pytest.approx(whole.history[-1]["loss"], rel=1e-3)
+
+
+def test_an_infinite_loss_with_finite_weights_is_a_divergence_too(splits, cells, tmp_path, monkeypatch):
+    """The weights go on for the sake of the others; the state must not offer them as those of the last finite epoch."""
+    cfgs, names, epoch = team(PRODUCTION, epochs=3), ["a.safetensors", "b.safetensors", "c.safetensors"], abreast.Abreast.epoch
+    burst = lambda rows, number: [r | ({"loss": math.inf} if (i, number) == (1, 1) else {}) for i, r in enumerate(rows)]
+    monkeypatch.setattr(abreast.Abreast, "epoch", lambda self, number: burst(epoch(self, number), number))
+    runs = abreast.train(cfgs, cells[0], splits.elements, cells[1], tmp_path, names, every=3, progress=False)
+    assert [len(r.history) for r in runs] == [3, 1, 3]
+    with pytest.raises(Diverged) as error:
+        train(cfgs[1], cells[0], splits.elements, checkpoint=tmp_path / names[1], device="cpu", progress=False)
+    assert len(error.value.run.history) == 1
+    assert train(cfgs[0], cells[0], splits.elements, checkpoint=tmp_path / names[0], device="cpu", progress=False).finished
 
 
 def test_a_run_that_diverges_stops_alone(splits, cells, tmp_path, monkeypatch):
