@@ -159,7 +159,7 @@ def labelled(value, split, cfg):       # the split says by which protocol: the p
 
 
 def claims_of(entry, m):
-    """Claims of a run: SM is that of TEST_CELLS test cells, everything else of the whole split."""
+    """Claims of a run: SM is that of TEST_CELLS test cells, everything else that is claimed of the whole split."""
     told = {"sm_cdvae": f"test, {TEST_CELLS} cells", "reconstruction": f"test, dimension {entry.cfg.latent}"}
     return {name: labelled(m[key], told.get(key, "test"), entry.cfg) for name, key in entry.claims.items()}
 

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from . import abreast, losses, metrics
-from .train import train
+from .model import MEIDNet
+from .train import shape_of, train
 
 CURVE = "species coords lattice adjacency nce alpha val_exact val_cosine val_l2d val_joint_r2 seconds".split()      # kept per epoch
 VAL_CELLS, TEST_CELLS = 500, 500                                        # proxies of an epoch; StructureMatcher at the end
@@ -40,6 +41,16 @@ def held_out_reconstruction(model, tensors, block=1024):
     return {"reconstruction": sum(getattr(model.cfg, f"w_{k}") * v for k, v in sums.items())} | {f"loss_{k}": v for k, v in sums.items()}
 
 
+@torch.no_grad()
+def first_spread(cfg, splits, cells=VAL_CELLS):
+    """Before any training, decoded from the joint latent of validation cells: standard deviation of the species logits over cells and over
+    the sites of a cell. Where the first is nothing, gradients cannot tell one crystal from another."""
+    torch.manual_seed(cfg.seed)
+    model = MEIDNet(cfg, shape_of(splits.tensors["train"], splits.elements, cfg)).eval()
+    logits = model(subset(splits.tensors["val"], cells))["species"]                         # (cells, N, K)
+    return {"cells": float(logits.std(0).mean()), "sites": float(logits.std(1).mean())}
+
+
 def trained(cfg, splits, cells=None, state=None, progress=False, device="auto"):
     """Train on `cells` training cells (all by default); the history holds the proxies on val as val_exact, val_cosine, ..."""
     val = subset(splits.tensors["val"])
@@ -50,7 +61,7 @@ def trained(cfg, splits, cells=None, state=None, progress=False, device="auto"):
 
 def tested(model, splits):
     """metrics.evaluate on TEST_CELLS fixed test cells (StructureMatcher takes longer than a sweep's training), with
-    alignment, joint R2 and exact composition of the whole test split in their place."""
+    alignment, joint R2 and exact composition of the whole test split in their place; right elements are those of the few."""
     cells, whole = splits.crystals["test"], proxies(model, splits.tensors["test"])
     few, tensors = cells.select(chosen(len(cells), TEST_CELLS)), subset(splits.tensors["test"], TEST_CELLS)
     m, _ = metrics.evaluate(model, tensors, few, processes=torch.get_num_threads())

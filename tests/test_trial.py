@@ -44,3 +44,8 @@ def test_the_subset_is_fixed(splits):
     a, b = (trial.subset(splits.tensors["val"], 4) for _ in range(2))
     assert all(torch.equal(a[k], b[k]) for k in a) and len(a["species"]) == 4
     assert len(trial.subset(splits.tensors["val"], 100)["species"]) == 10
+
+
+def test_crystals_differ_little_for_an_untrained_model_without_residuals(sweep, splits):
+    plain, residual = (trial.first_spread(sweep.with_(residual=r), splits, 10) for r in (False, True))
+    assert 0 < plain["cells"] < 0.1 * residual["cells"] and plain == trial.first_spread(sweep.with_(residual=False), splits, 10)
