@@ -28,10 +28,13 @@ def overview(groups, keys):
 
 def p_value(a, b):
     """Two-sided Welch test of two samples over seeds; 1 when a sample is too small to tell."""
-    from scipy.stats import ttest_ind
+    from scipy.stats import ttest_1samp, ttest_ind
     if min(len(a), len(b)) < 2 or np.ptp([*a, *b]) == 0:
         return 1.0
-    return 0.0 if np.ptp(a) == 0 and np.ptp(b) == 0 else float(ttest_ind(a, b, equal_var=False).pvalue)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:                               # Welch's test then is that of one sample; without a warning
+        fixed, other = (a, b) if np.ptp(a) == 0 else (b, a)
+        return 0.0 if np.ptp(other) == 0 else float(ttest_1samp(other, fixed[0]).pvalue)
+    return float(ttest_ind(a, b, equal_var=False).pvalue)
 
 
 def best(samples, alpha=0.05):

@@ -72,3 +72,9 @@ def test_formulas_that_seeds_share_count_once():
 def test_a_ratio_names_the_hits_it_rests_on():
     assert seeds.rests_on([80, 82], [4, 4]) == "over the mean of 2 distinct runs with 8 hits, 95 % 20 to 20.5"
     assert seeds.rests_on([8, 8], [0, 4]).endswith("4 hits, 95 % 2 to inf") and seeds.rests_on([8], [0, 0]) == "no hits"
+
+
+def test_a_sample_without_spread_is_compared_as_welch_would_and_without_a_warning(recwarn):
+    same, other = [100.0] * 5, [99.8, 99.9, 99.6, 100.0, 99.9]
+    assert seeds.p_value(same, other) == seeds.p_value(other, same) == pytest.approx(0.0777, abs=1e-4)
+    assert seeds.p_value(same, [90.0] * 3) == 0.0 and seeds.p_value(same, same) == 1.0 and not recwarn.list
