@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from . import abreast, checkpoint, experiments, results
-from .config import IMPROVED, PAPER, PAPER_CLEAN, PRESETS, Config
+from .config import IMPROVED, PAPER, PAPER_CLEAN, PAPER_SCALED, PRESETS, Config
 from .seeds import best, curves, epochs_to, largest_gain, paired, values
 from .train import Diverged
 from .trial import TEST_CELLS, VAL_CELLS, curve_of, held_out_reconstruction, last_finite, subset, tested, trained
@@ -37,7 +37,7 @@ BEYOND = {"fusion": ("cosine", "l2d", "sm_cdvae")}                      # what `
 COMPARING = ("best", "first", "speedup")                                # endings of the run files that compare variants
 READINGS = {"clip": {"clip": 1.0}, "warm": {"temperature": 1.0}, "units": {"unit_lattice": True}, "standard": {"normalize": True},
             "coords": {"w_coords": 30.0}, "sites": {"site_init": True}, "residual": {"residual": True}}
-READINGS["together"] = {k: v for name in ("clip", "warm", "standard", "coords", "residual") for k, v in READINGS[name].items()}
+READINGS["together"] = {k: getattr(PAPER_SCALED, k) for k in ("clip", "temperature", "normalize", "w_coords", "residual")}
 READINGS["code"] = {"unit_lattice": True, "site_init": True, "blocks": 2, "temperature": 0.01, "w_con": 5.0}
 RAMPS = {33: 1 / 3, 67: 2 / 3, 100: 1.0}                                # % of the epochs in which the weight rises
 LEVELS = (32.0, 50.0, 90.0, 96.8)                                       # SM (%) whose epoch is compared

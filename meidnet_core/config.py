@@ -99,6 +99,9 @@ PAPER = Config()
 # The other reading of "species logits (via Gumbel-Softmax)" (S2.4.1): their cross-entropy as it is, samples for the discrete output alone.
 PAPER_CLEAN = PAPER.with_(name="paper-clean", gumbel_noise=False)
 
+# The paper's model with its scales put right, the one change that chapter 5 finds to matter: units, residuals, temperature, clipping.
+PAPER_SCALED = PAPER_CLEAN.with_(name="paper-scaled", normalize=True, residual=True, temperature=1.0, w_coords=30.0, clip=1.0)
+
 IMPROVED = Config(
     name="improved", width=96, edge_width=48, rbf=32, all_pairs=True, residual=True, pool_heads=6, site_init=True,
     normalize=True, w_coords=30.0, w_lattice=1.0, w_adjacency=0.3, w_prop=1.0, w_prop_structure=3.0, w_con=1.0,
@@ -118,4 +121,4 @@ EXTENDED = PRODUCTION.with_(
 # The same with the cells that this project relaxed (own_cells.py) and a column for what the potential says of them.
 EXTENDED_OWN = EXTENDED.with_(dataset="extended_own", labels=(*EXTENDED.labels, "own_stability"))
 
-PRESETS = {cfg.name: cfg for cfg in (PAPER, PAPER_CLEAN, IMPROVED, PRODUCTION)} | {"extended": EXTENDED, "extended-own": EXTENDED_OWN}
+PRESETS = {cfg.name: cfg for cfg in (PAPER, PAPER_CLEAN, PAPER_SCALED, IMPROVED, PRODUCTION)} | {"extended": EXTENDED, "extended-own": EXTENDED_OWN}
