@@ -121,4 +121,5 @@ EXTENDED = PRODUCTION.with_(
 # The same with the cells that this project relaxed (own_cells.py) and a column for what the potential says of them.
 EXTENDED_OWN = EXTENDED.with_(dataset="extended_own", labels=(*EXTENDED.labels, "own_stability"))
 
-PRESETS = {cfg.name: cfg for cfg in (PAPER, PAPER_CLEAN, PAPER_SCALED, IMPROVED, PRODUCTION)} | {"extended": EXTENDED, "extended-own": EXTENDED_OWN}
+PRESETS = {cfg.name: cfg for cfg in (PAPER, PAPER_CLEAN, PAPER_SCALED, IMPROVED, PRODUCTION)}
+PRESETS |= {"extended": EXTENDED, "extended-own": EXTENDED_OWN}
