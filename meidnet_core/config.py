@@ -99,7 +99,7 @@ PAPER = Config()
 # The other reading of "species logits (via Gumbel-Softmax)" (S2.4.1): their cross-entropy as it is, samples for the discrete output alone.
 PAPER_CLEAN = PAPER.with_(name="paper-clean", gumbel_noise=False)
 
-# The paper's model with its scales put right, the one change that chapter 5 finds to matter: units, residuals, temperature, clipping.
+# The paper's model with its scales put right: the changes that together, none of them alone, make it learn (chapter 5).
 PAPER_SCALED = PAPER_CLEAN.with_(name="paper-scaled", normalize=True, residual=True, temperature=1.0, w_coords=30.0, clip=1.0)
 
 IMPROVED = Config(

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from meidnet_core import crystal, data, experiments, sources
+from meidnet_core import crystal, data, sources
 from meidnet_core.config import PRESETS
 from meidnet_core.model import MEIDNet
 from meidnet_core.train import shape_of
@@ -203,5 +203,6 @@ def dft_arrays():
 
 @pytest.fixture
 def splits(perovskites, tensors_of, config, vocabulary):
+    from meidnet_core import experiments
     crystals = {s: perovskites(n, seed=k) for k, (s, n) in enumerate((("train", 24), ("val", 10), ("test", 8)))}
     return experiments.Splits(crystals, {s: tensors_of(c, config()) for s, c in crystals.items()}, vocabulary)
