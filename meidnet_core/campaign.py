@@ -132,7 +132,8 @@ def same_run(cfg):
     """The stored run of exactly this configuration and seed, one that diverged if there is no other, or None: campaigns share it."""
     ours = cfg.to_dict()                                               # a run file may be older than the newest fields
     match = lambda c: c.keys() <= ours.keys() and "epochs" in c and Config.from_dict(c) == cfg
-    return next((r for r in run_files() + run_files(diverged=True) if "curve" in r and match(r["config"])), None)
+    found = sorted(results.read_runs(results.RESULTS), key=lambda r: "diverged" in r["metrics"])
+    return next((r for r in found if "curve" in r and match(r["config"])), None)
 
 
 def execute(entry, splits, progress=True, device="auto"):
@@ -256,15 +257,13 @@ def hand_over(name, base, groups):
     """The runs of one configuration, {variant: runs}, get the claims of a campaign, all others lose them; BEYOND is that of `improved`."""
     seeds = 1 + max(r["seed"] for runs in groups.values() for r in runs)
     own = table(name, IMPROVED, answers=True) if name in BEYOND else []
-    entries = {(e.experiment, e.run): replace(e, claims={f"x.{k}": v for k, v in e.claims.items() if v in BEYOND[name]}) for e in own}
-    for e in table(name, base, seeds, answers=True):
-        beside = entries.get((e.experiment, e.run), e).claims                              # empty, or its rows of BEYOND
-        entries[e.experiment, e.run] = replace(e, claims=e.claims | beside)
+    beyond = [replace(e, claims={f"x.{k}": v for k, v in e.claims.items() if v in BEYOND[name]}) for e in own]
+    entries = table(name, base, seeds, answers=True) + beyond
     comparing = {f"{name}-{tag_of(name, base)}{end}" for end in COMPARING}
     for r in run_files():
         if r["experiment"].startswith(f"{name}-") and r["experiment"] not in comparing:
-            entry = entries.get((r["experiment"], r["run"]))
-            claims = claims_of(entry, r["metrics"]) if entry else {}
+            mine = [e for e in entries if (e.experiment, e.run) == (r["experiment"], r["run"])]
+            claims = {k: v for e in mine for k, v in claims_of(e, r["metrics"]).items()}
             if claims != r["claims"]:
                 results.restate(r["experiment"], r["run"], claims, r["path"].parents[1])
 
