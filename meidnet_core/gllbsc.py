@@ -47,7 +47,6 @@ MESHES = {"5 with Γ": FIRST, "10 without Γ": SECOND}
 CUTOFFS = {"SrSnO3": (FIRST, (400, 800))}                             # eV, beside that of the profile
 LEAST, WANTED = 1.0, 41                                                # eV, smallest direct gap of a validation material; how many
 LIGHT = {8: 150, 4: 90}                                                # most electrons of a validation cell with so many operations
-OPEN, TRIED = 0.3, 16                                                  # eV, a predicted PBE gap worth calculating; how many candidates
 HEAVY = {*range(57, 72)}                                               # La and the lanthanides have no GLLB-SC setup
 
 
@@ -278,18 +277,14 @@ def treatable(table):
     return table.assign(reason=reason)
 
 
-def selected(table, count=TRIED):
-    """`treatable` of candidates, nearest to their target first, and reasons for all but `count` of a predicted PBE gap above OPEN."""
-    table = treatable(table)
-    table = table.iloc[np.argsort(np.abs(table.pbe_gap - table.target), kind="stable")]
-    table.loc[(table.reason == "") & ~(table.pbe_gap > OPEN), "reason"] = f"treatable; predicted PBE gap not above {OPEN} eV"
-    late = table.index[table.reason == ""][count:]
-    table.loc[late, "reason"] = f"treatable; prediction farther from the target than those of the {count} calculated"
-    return table
+def nearest_first(table):
+    """Rows of `treatable` without a reason against them, the predicted PBE gap nearest to its target first."""
+    table = table[table.reason == ""]
+    return table.iloc[np.argsort(np.abs(table.pbe_gap - table.target), kind="stable")]
 
 
-def candidates(count=TRIED, ranks=1, minutes=None):
-    """GLLB-SC and PBE gaps of proposals (relaxed cubic cells, predicted gap nearest to the target first), beside target and prediction.
+def candidates(ranks=1, minutes=None):
+    """GLLB-SC and PBE gaps (eV) of all treatable proposals (relaxed cubic cells), beside target and prediction.
 
     Writes data/results/gllbsc-candidates/seed0.json.
     """
@@ -297,9 +292,9 @@ def candidates(count=TRIED, ranks=1, minutes=None):
     from pymatgen.core import Structure
     from tqdm.auto import tqdm
     folder, start, rows = results.ROOT / "data" / "candidates", time.time(), []
-    listed = pd.read_csv(folder / "candidates.csv")
-    table = treatable(listed)
-    for c in tqdm(list(selected(listed, count).query("reason == ''").itertuples()), desc="GLLB-SC"):
+    table = treatable(pd.read_csv(folder / "candidates.csv"))
+    able = nearest_first(table)
+    for c in tqdm(list(able.itertuples()), desc="GLLB-SC"):
         if minutes and time.time() - start > 60 * minutes:
             break
         s = Structure.from_file(folder / f"{c.formula}.cif")
@@ -313,8 +308,7 @@ def candidates(count=TRIED, ranks=1, minutes=None):
                      "e_above_hull": c.e_above_hull, "pbe": pbe["gap"]["indirect"] if pbe["status"] == "ok" else None,
                      "seconds_pbe": round(pbe.get("seconds", 0)), **r})
     good = [r for r in rows if r["gap"]]
-    able = int((table.reason == "").sum())
-    m = {"with_gap": len(good), "tried": len(rows), "treatable": able, "untreatable": len(table) - able}
+    m = {"with_gap": len(good), "tried": len(rows), "treatable": len(able), "untreatable": len(table) - len(able)}
     claims = {"x.gllbsc.candidates": {"value": len(good), "split": "generated (relaxed cubic cells)"}}
     return results.write_run("gllbsc-candidates", "seed0", config=_config(), seed=0, data_set="data/candidates", split="generated",
                              n=len(rows), metrics=m, claims=claims, curve=rows,

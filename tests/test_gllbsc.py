@@ -159,14 +159,11 @@ def test_what_cannot_be_treated_has_a_reason():
 
 @needs_pymatgen
 def test_every_candidate_is_calculated_or_has_a_reason():
-    listed = pd.read_csv(results.ROOT / "data" / "candidates" / "candidates.csv")
-    table = gllbsc.selected(listed)
+    table = gllbsc.treatable(pd.read_csv(results.ROOT / "data" / "candidates" / "candidates.csv"))
     run = results.read_run("gllbsc-candidates", "seed0")
-    assert [r["formula"] for r in run["curve"]] == table.formula[table.reason == ""].tolist() and len(table) == len(listed)
-    other = table[table.reason.str.startswith("treatable")]
-    assert len(other) + len(run["curve"]) == run["metrics"]["treatable"]
-    assert (other.pbe_gap[other.reason.str.contains("not above")] <= gllbsc.OPEN).all()
-    assert sorted(gllbsc.selected(listed, 0).formula) == sorted(listed.formula) and "reason" not in listed
+    assert [r["formula"] for r in run["curve"]] == gllbsc.nearest_first(table).formula.tolist()
+    assert len(run["curve"]) == run["metrics"]["treatable"] == (table.reason == "").sum()
+    assert all(r["status"] == "ok" and r["pbe"] is not None for r in run["curve"])
 
 
 # ---- one calculation and its row ----------------------------------------------------------------
@@ -343,11 +340,10 @@ def test_candidates_nearest_to_their_target_come_first(proposals, monkeypatch, w
     pbe = {"KSnCl3": {"status": "ok", "gap": {"indirect": 0.9}}, "KZnCl3": {"status": "scf: not converged"}}
     monkeypatch.setattr(dft, "run", lambda name, *args, **kwargs: pbe.get(name.split("-")[0], {"status": "ok", "gap": {"indirect": 1.1}}))
     record = gllbsc.candidates()
-    assert [r["formula"] for r in record["curve"]] == ["SrTiO3", "KSnCl3", "KZnCl3"]
-    assert [r["pbe"] for r in record["curve"]] == [1.1, 0.9, None]
-    m = record["metrics"]
-    assert m == {"with_gap": 2, "tried": 3, "treatable": 4, "untreatable": 2}
-    assert [r["formula"] for r in gllbsc.candidates(count=1)["curve"]] == ["SrTiO3"]
+    assert [r["formula"] for r in record["curve"]] == ["SrTiO3", "KSnCl3", "CsPbCl3", "KZnCl3"]
+    assert [r["pbe"] for r in record["curve"]] == [1.1, 0.9, 1.1, None]
+    assert record["metrics"] == {"with_gap": 3, "tried": 4, "treatable": 4, "untreatable": 2}
+    assert gllbsc.candidates(minutes=1e-9)["curve"] == []
 
 
 @needs_pymatgen
