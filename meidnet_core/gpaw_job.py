@@ -19,23 +19,40 @@ import numpy as np
 STRAINS = (-0.02, -0.01, 0.0, 0.01, 0.02)      # of the lattice constant, five points of the equation of state; more at an edge
 MOST = 9                                       # points of an equation of state
 EMPTY = 14                                     # empty bands at most: in large cells the highest would take most of the time
-LOOSE = {"energy": 1e-5, "density": 1e-3, "eigenstates": 1e-5}      # of strained cells: energies to 0.01 meV in a third fewer steps
+LOOSE = {"energy": 1e-5, "density": 1e-3, "eigenstates": 3e-4}      # of strained cells: energies to 0.1 meV in half the steps
+DENSE = {"energy": 1e-5, "density": 1e-4, "eigenstates": 1e-6}      # of the self-consistent run
+MIXING = {"bold": ((0.4, 8, 20), (0.25, 8, 20)), "careful": ((0.1, 5, 50), (0.05, 5, 50))}   # without and with spin; see energy()
+BOLD_STEPS = 60                                # after so many without convergence the careful mixing starts anew
 TINY_GAP = 0.1                                 # eV; below this Kohn-Sham gap the discontinuity means nothing
 WINDOW = (-8.0, 8.0)                           # eV around the Fermi level, of the density of states
 NEAR = 2.0                                     # eV around the Fermi level, of the levels by which a basis is judged
 
 
-def calculator(job, folder, step, **changes):
+def calculator(job, folder, step, mixing="careful", **changes):
     """A GPAW calculator for one step; everything that the numbers depend on comes from job["settings"]."""
     from gpaw import GPAW, PW, FermiDirac, Mixer, MixerSum
-    s = job["settings"]
-    mixer = MixerSum(0.05, 5, 50) if job["magmoms"] else Mixer(0.1, 5, 50)
+    s, spin = job["settings"], bool(job["magmoms"])
+    steps = min(BOLD_STEPS, s["maxiter"]) if mixing == "bold" else s["maxiter"]
     words = dict(mode=PW(s["cutoff"]), xc=job["xc"], kpts={"size": s["kpts"], "gamma": s["gamma"]}, occupations=FermiDirac(s["smearing"]),
-                 convergence={"energy": 1e-5, "density": 1e-4}, maxiter=s["maxiter"], mixer=mixer, setups=job["setups"],
+                 convergence=DENSE, maxiter=steps, mixer=(MixerSum if spin else Mixer)(*MIXING[mixing][spin]), setups=job["setups"],
                  txt=str(folder / f"{step}.txt"))
     if len(job["cell"][1]) < 3:                                      # GPAW's default leaves a potassium atom no empty band
         words["nbands"] = -4
     return GPAW(**(words | changes))
+
+
+def energy(atoms, job, folder, step, **changes):
+    """Energy (eV) of atoms with a calculator of `step`: bold mixing, which takes half the steps, then the careful one if that swings.
+
+    KohnShamConvergenceError where neither converges. Mixing changes the way to the density, not the density.
+    """
+    from gpaw import KohnShamConvergenceError
+    try:
+        atoms.calc = calculator(job, folder, step, "bold", **changes)
+        return atoms.get_potential_energy()
+    except KohnShamConvergenceError:
+        atoms.calc = calculator(job, folder, step, **changes)
+        return atoms.get_potential_energy()
 
 
 def atoms_of(job):
@@ -82,8 +99,7 @@ def eos(job, folder):
     while (strain := next_strain(points, start)) is not None:
         atoms = atoms_of(job)
         atoms.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
-        atoms.calc = calculator(job, folder, "eos", convergence=LOOSE)
-        points.append([atoms.get_volume(), atoms.get_potential_energy()])
+        points.append([atoms.get_volume(), energy(atoms, job, folder, "eos", convergence=LOOSE)])
         write(folder, "eos-points", points)
     volumes, energies = np.array(sorted(points)).T
     v0, e0, bulk = EquationOfState(volumes, energies, eos="birchmurnaghan").fit()
@@ -110,12 +126,11 @@ def eigenvalues(calc):
 
 def scf(job, folder):
     atoms = relaxed(job, folder)
-    atoms.calc = calculator(job, folder, "scf")
-    energy = atoms.get_potential_energy()
+    total = energy(atoms, job, folder, "scf")
     atoms.calc.write(folder / "scf.gpw")                             # density and potential; bands and dos start from it
     e, k, w = eigenvalues(atoms.calc)
     moment = float(atoms.calc.get_magnetic_moment()) if job["magmoms"] else 0.0
-    return {"energy_per_atom": energy / len(atoms), "efermi": float(atoms.calc.get_fermi_level()), "energies": e.tolist(), "moment": moment,
+    return {"energy_per_atom": total / len(atoms), "efermi": float(atoms.calc.get_fermi_level()), "energies": e.tolist(), "moment": moment,
             "kpoints": k.tolist(), "weights": w.tolist(), "electrons": float(atoms.calc.get_number_of_electrons()),
             "lattice": atoms.cell.cellpar().tolist(), "symbols": list(atoms.symbols), "frac": atoms.get_scaled_positions().tolist()}
 
@@ -134,7 +149,8 @@ def fixed(job, folder, step, kpts, extra):
         words = {"nbands": keep, "basis": basis_sets(job)}
     else:
         keep = occupied + min(max(8, occupied // 3), EMPTY)
-        words = {"nbands": keep + max(extra, occupied // 5), "maxiter": 200, "convergence": {"bands": keep, "eigenstates": 1e-5}}
+        enough = {"bands": keep, "eigenstates": 1e-4}                    # levels to 0.01 meV
+        words = {"nbands": keep + max(extra, occupied // 5), "maxiter": 200, "convergence": enough}
     fixed = ground.fixed_density(kpts=kpts, symmetry={} if step == "dos" else "off", txt=str(folder / f"{step}.txt"), **words)
     return ground, fixed, keep
 

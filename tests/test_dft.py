@@ -620,6 +620,17 @@ def test_potassium_with_its_odd_electron_is_a_metal(in_process):
 
 
 @needs_gpaw
+def test_where_bold_mixing_does_not_converge_the_careful_one_does(in_process, monkeypatch, tmp_path):
+    job = dft.prepare(SILICON, LEAST, "static")
+    bold = gpaw_job.scf(job, tmp_path)
+    tried, calculator = [], gpaw_job.calculator
+    monkeypatch.setattr(gpaw_job, "calculator", lambda *args, **words: tried.append(args[3:]) or calculator(*args, **words))
+    monkeypatch.setattr(gpaw_job, "BOLD_STEPS", 2)
+    careful = gpaw_job.scf(job, tmp_path)
+    assert tried == [("bold",), ()] and careful["energy_per_atom"] == pytest.approx(bold["energy_per_atom"], abs=1e-5)
+
+
+@needs_gpaw
 def test_an_scf_that_does_not_converge_is_saved_and_tried_again(in_process, monkeypatch):
     out = dft.run("Si", SILICON, "two", "static")
     assert out["status"] == "scf: not converged" == dft.load("Si", "two", dft.STORE)["status"] and "gap" not in out
