@@ -110,15 +110,17 @@ def gllbsc_parity(rows, mae, title="validation"):
 
 
 def candidate_gaps(rows):
-    """Target, prediction and two ab initio gaps of each candidate; the label says which theory each symbol is."""
-    rows = sorted(rows, key=lambda r: r.get("indirect", 0))
+    """Target, prediction and two ab initio gaps of each candidate (a metal: 0); the label says which theory each symbol is."""
+    from .gllbsc import counted
+    rows = sorted(({**r, "gllbsc": counted(r, "indirect")} for r in rows), key=lambda r: (r["gllbsc"] or 0, r["pbe"] or 0))
     fig, ax = plt.subplots(figsize=(9.5, 4.2))
     x = np.arange(len(rows))
     pick = lambda key: [np.nan if r.get(key) is None else r[key] for r in rows]
     for key, marker, color, name in (("target_pbe", "_", RED, "target (PBE)"), ("predicted_pbe", "o", SKY, "model (PBE)"),
-                                     ("pbe", "s", BLUE, "GPAW, PBE"), ("indirect", "D", ORANGE, "GPAW, GLLB-SC, fundamental")):
+                                     ("pbe", "s", BLUE, "GPAW, PBE"), ("gllbsc", "D", ORANGE, "GPAW, GLLB-SC, fundamental")):
         ax.plot(x, pick(key), ls="", marker=marker, ms=14 if marker == "_" else 6, mew=2 if marker == "_" else 1, color=color, label=name)
-    ax.set_xticks(x, [r["formula"] for r in rows], rotation=45, ha="right")
+    turned = {"rotation": 90, "fontsize": 8} if len(rows) > 20 else {"rotation": 45, "ha": "right"}
+    ax.set_xticks(x, [r["formula"] for r in rows], **turned)
     ax.set(ylabel="band gap (eV)", ylim=(-0.1, None))
     ax.legend(fontsize=8.5)
     return fig
