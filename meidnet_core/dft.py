@@ -43,7 +43,7 @@ PROFILES = {"quick": Settings(350, (4, 4, 4), (4, 4, 4), 0.05, 60), "paper": Set
             "gllbsc": Settings(550, (6, 6, 6), (7, 7, 7), 0.01, 0)}     # holds R, as `quick` does (no DOS); labels: gllbsc.recipe
 PBE_PROFILES = tuple(p for p in PROFILES if p != "gllbsc")
 STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "basis", "bands", "dos"), "waves": ("scf", "bands", "dos"),
-         "static": ("scf",), "phase": ("scf",), "gllbsc": ("gllbsc",)}
+         "static": ("scf",), "phase": ("scf",), "relax": ("relax",), "gllbsc": ("gllbsc",)}
 BASIS = "dzp"                  # atomic orbitals for bands and density of states of polymorphs: along a path, plane waves take much longer
 
 # Lanthanides with the 4f shell in the core, generated on first use: the valence 4f of PBE pins the Fermi level. 3p: trivalent; 2p:
@@ -288,7 +288,6 @@ def _answers(found, settings, kind, setups):
 
 FIGURE4 = ("KTaSe3", "BaHfSe3", "LaScSe3", "YbScSe3", "LaBiTe3", "YbMnSe3", "TmMnSe3", "YbFeSe3", "YbCoSe3")
 CONVERGED = (*FIGURE4, "YbTaO3-divalent")        # also in `paper`: what the cheaper settings cost
-OFF_CENTRE = ((1, 1, 1), (0, 0, 1), (1, 1, 0))                          # along which a cation leaves its site in a cell of five atoms
 DIVALENT = ("YbScSe3", "YbYSe3", "YbFeSe3", "YbCoSe3", "YbMnSe3", "YbTaO3", "EuTaO3")        # with Yb or Eu 2+ as well: dft_hull.py
 TRIVALENT = ("EuCoO3",)                                                  # with Eu 3+, 4f in the core
 REST = ("RbTaSe3", "RbNbSe3", "NaTaSe3", "YbYSe3", "KSnI3", "CsPbI3", "BaZrTe3", "YbTaO3", "EuTaO3", "EuCoO3")   # of Table S1
@@ -314,19 +313,8 @@ def polymorph(formula, potential="sevennet-0", seed=0):
     return found["lattice"], found["symbols"], found["frac"]
 
 
-def off_centre(formula, direction, potential="sevennet-0"):
-    """Cell of five atoms in which a cation left its site along `direction`, relaxed with the potential (relax.off_centre)."""
-    from . import potentials, relax
-    row = relax.off_centre(cubic_start(formula, potential), potentials.get_calculator(potential, "cpu"), direction)
-    return row["lattice"], row["symbols"], row["frac"]
-
-
 def asked_for(args):
     """(name, cell, kind, setups), as `run` takes them, of each calculation of a command line."""
-    if args.what == "off-centre":
-        for f, d in ((f, d) for f in args.materials or ["YbScSe3"] for d in OFF_CENTRE):
-            yield f"{f}-off{''.join(map(str, d))}", off_centre(f, d), "waves", {}
-        return
     asked = "divalent" if args.divalent else args.what
     tag = next((t for t, valence in VALENCE.items() if valence == asked), None)
     kind = "pbe" if args.what != "repaired" else "waves" if args.waves else "polymorph"
@@ -338,7 +326,7 @@ def asked_for(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["figure4", "tables1", "repaired", "divalent", "trivalent", "off-centre"])
+    parser.add_argument("what", choices=["figure4", "tables1", "repaired", "divalent", "trivalent"])
     parser.add_argument("--profile", choices=PBE_PROFILES, default="quick")
     parser.add_argument("--materials", nargs="*")
     parser.add_argument("--divalent", action="store_true", help="repaired: Yb 2+ (4f14 in the core), as <formula>-polymorph-divalent")

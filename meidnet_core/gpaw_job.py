@@ -3,9 +3,9 @@
 FOLDER/job.json says what to do; each step writes FOLDER/<step>.json when it is done and is not done twice. A step that does
 not converge, or fails, is a file with that status: nothing is lost and nothing looks like a result.
 
-eos: energies of scaled cells -> lattice; scf: density and eigenvalues on a mesh with Gamma; bands: along a path; dos: total
-density of states; basis: what atomic orbitals in place of plane waves cost, where job["basis"] asks for them in bands and dos;
-gllbsc: band gap with the derivative discontinuity (Kuisma et al. 2010).
+eos: energies of scaled cells -> lattice; relax: atoms and cell by forces and stress, within the symmetry of the start; scf: density
+and eigenvalues on a mesh with Gamma; bands: along a path; dos: total density of states; basis: what atomic orbitals in place of plane
+waves cost, where job["basis"] asks for them in bands and dos; gllbsc: band gap with the derivative discontinuity (Kuisma et al. 2010).
 """
 
 import json
@@ -23,6 +23,7 @@ LOOSE = {"energy": 1e-5, "density": 1e-3, "eigenstates": 3e-4}      # of straine
 DENSE = {"energy": 1e-5, "density": 1e-4, "eigenstates": 1e-6}      # of the self-consistent run
 MIXING = {"bold": ((0.4, 8, 20), (0.25, 8, 20)), "careful": ((0.1, 5, 50), (0.05, 5, 50))}   # without and with spin; see energy()
 BOLD_STEPS = 60                                # after so many without convergence the careful mixing starts anew
+FMAX, MOVES = 0.03, 60                         # eV/angstrom, largest force and stress x cell of a relaxed cell; most steps to it
 TINY_GAP = 0.1                                 # eV; below this Kohn-Sham gap the discontinuity means nothing
 WINDOW = (-8.0, 8.0)                           # eV around the Fermi level, of the density of states
 NEAR = 2.0                                     # eV around the Fermi level, of the levels by which a basis is judged
@@ -107,6 +108,29 @@ def eos(job, folder):
         raise ValueError(f"the minimum at {v0:.1f} cubic angstrom lies outside the strained cells: start nearer to it")
     return {"volumes": volumes.tolist(), "energies": energies.tolist(), "volume": float(v0), "energy": float(e0),
             "bulk_modulus": float(bulk) / 0.006241509}                                     # eV/angstrom^3 -> GPa
+
+
+def relax(job, folder):
+    """Atoms and cell moved by forces and stress (less its error of a finite cutoff) until FMAX; steps are kept, a killed run goes on."""
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import BFGS
+    from gpaw import PW
+    atoms, kept = atoms_of(job), read(folder, "relax-path") or []
+    if kept:
+        atoms.set_cell(kept[-1]["cell"])
+        atoms.set_scaled_positions(kept[-1]["frac"])
+    waves = PW(job["settings"]["cutoff"], dedecut="estimate")
+    atoms.calc = calculator(job, folder, "relax", mode=waves, symmetry={"tolerance": 1e-4}, convergence={**DENSE, "forces": 1e-2})
+
+    def keep():
+        energy = float(atoms.get_potential_energy())
+        kept.append({"cell": atoms.cell.tolist(), "frac": atoms.get_scaled_positions().tolist(), "energy": energy})
+        write(folder, "relax-path", kept)
+    optimizer = BFGS(FrechetCellFilter(atoms), logfile=None)
+    optimizer.attach(keep)
+    done = optimizer.run(fmax=FMAX, steps=MOVES)
+    return {"status": "ok" if done else f"not relaxed in {MOVES} steps", "steps": len(kept), "energy": kept[-1]["energy"],
+            "lattice": atoms.cell.cellpar().tolist(), "symbols": list(atoms.symbols), "frac": atoms.get_scaled_positions().tolist()}
 
 
 def relaxed(job, folder):
@@ -221,7 +245,7 @@ def gllbsc(job, folder):
     return record | {"gap": True, "discontinuity": float(discontinuity), "indirect": ks + discontinuity, "direct": direct + discontinuity}
 
 
-STEPS = {"eos": eos, "scf": scf, "basis": basis, "bands": bands, "dos": dos, "gllbsc": gllbsc}
+STEPS = {"eos": eos, "relax": relax, "scf": scf, "basis": basis, "bands": bands, "dos": dos, "gllbsc": gllbsc}
 
 
 def run(job, folder):
@@ -232,7 +256,7 @@ def run(job, folder):
         if not record or record["status"] != "ok":
             start = time.time()
             try:
-                record = STEPS[step](job, folder) | {"status": "ok"}
+                record = {"status": "ok"} | STEPS[step](job, folder)
             except KohnShamConvergenceError as error:
                 record = {"status": "not converged", "reason": str(error)[:300]}
             except Exception as error:                               # of whatever kind: a row, not a dead process

@@ -23,12 +23,12 @@ _plotly_js = [True]      # the first figure of a page brings the library (no net
 
 
 def show_html(figure, height=None):
-    """A plotly figure as HTML that survives Jupyter Book 1 (bare plotly outputs vanish there)."""
-    from IPython.display import HTML
+    """Show a plotly figure as HTML that survives Jupyter Book 1 (bare plotly outputs vanish there), from inside an `if` as well."""
+    from IPython.display import HTML, display
     figure.update_layout(autosize=True, height=height, margin={"l": 0, "r": 0, "t": 40, "b": 0})
     html = figure.to_html(include_plotlyjs=_plotly_js[0], full_html=False, config={"responsive": True})
     _plotly_js[0] = False
-    return HTML(html)
+    display(HTML(html))
 
 
 def periodic_table(counts, title, missing=(), unit="cells"):

@@ -30,3 +30,16 @@ def test_the_check_of_a_hull_tells_how_the_stable_are_classified():
     for t in (0, 0.1):
         told = " / ".join(f"{m[f'{k}_at_{t}']:.0f}" for k in ("accuracy", "precision", "recall"))
         assert f"{told} at {t}" in title
+
+
+def test_a_figure_is_shown_wherever_it_is_asked_for(monkeypatch):
+    go = pytest.importorskip("plotly.graph_objects")
+    import IPython.display
+    shown = []
+    monkeypatch.setattr(IPython.display, "display", shown.append)
+    monkeypatch.setattr(plots, "_plotly_js", [True])
+    for _ in range(2):
+        assert plots.show_html(go.Figure(go.Scatter(y=[1, 2])), 300) is None                 # not the value of a cell: lost inside an `if`
+    first, second = (h.data for h in shown)
+    assert "Plotly.newPlot" in first and "Plotly.newPlot" in second
+    assert len(first) > 1e6 > len(second)                                                      # one page, one copy of the library
