@@ -111,7 +111,9 @@ def _next(todo):
 
 
 def run(jobs, work, gather, size=SIZE):
-    """work(job, calculator) of all jobs, `size` side by side; yields what each returns as it comes, raises what it raises."""
+    """work(job, calculator) of all jobs, `size` (1 or more) side by side; yields what each returns as it comes, raises what it raises."""
+    if size < 1:
+        raise ValueError(f"{size} relaxations side by side: 1 or more")
     todo, found = deque(jobs), Queue()
 
     def thread():

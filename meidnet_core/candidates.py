@@ -4,7 +4,7 @@ Every method returns a CrystalSet of `count` cells whose composition the trainin
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,22 +29,27 @@ DRAWS, SAMPLING = 8, 6.0       # compositions per latent, and the temperature at
 
 @dataclass
 class Proposal:
-    """crystals with predicted labels mean and spread (M, P) over models, confidence (M,) of the decoder (NaN: not decoded)."""
+    """crystals with predicted labels mean and spread (M, P) over models, confidence (M,) of the decoder (NaN: not decoded).
+
+    labels: names of the P columns.
+    """
 
     crystals: data.CrystalSet
     mean: np.ndarray
     spread: np.ndarray
     confidence: np.ndarray
+    labels: tuple = (*oqmd.LABELS, *oqmd.OWN_LABEL)
 
     def select(self, index):
-        return Proposal(self.crystals.select(index), self.mean[index], self.spread[index], self.confidence[index])
+        return replace(self, crystals=self.crystals.select(index), mean=self.mean[index], spread=self.spread[index],
+                       confidence=self.confidence[index])
 
     def without(self, compositions):
         """Those whose composition (data.composition_key) is not among `compositions`."""
         return self.select(np.array([data.composition_key(z) not in compositions for z in self.crystals.numbers], bool))
 
     def column(self, label):
-        return self.mean[:, [*oqmd.LABELS, *oqmd.OWN_LABEL].index(label)]
+        return self.mean[:, self.labels.index(label)]
 
 
 # ---- which elements, which compositions ---------------------------------------------------------
@@ -201,7 +206,7 @@ class Designer:
     def judged(self, cells, confidence=None):
         """Proposal with the labels that the ensemble reads from the structures alone."""
         mean, spread = design.predict(self.models, cells) if len(cells) else np.zeros((2, 0, len(self.labels)))
-        return Proposal(cells, mean, spread, np.full(len(cells), np.nan) if confidence is None else confidence)
+        return Proposal(cells, mean, spread, np.full(len(cells), np.nan) if confidence is None else confidence, tuple(self.labels))
 
     def pool(self, window):
         """All allowed neutral compositions (in the tolerance window or not) that training does not hold; made once."""
@@ -309,7 +314,7 @@ class Designer:
             return self.pool(method != "random")
         if method == "screening":
             cells = self.pool(True).crystals
-            return Proposal(cells, *design.predict([self.generator(seed)], cells), np.full(len(cells), np.nan))
+            return Proposal(cells, *design.predict([self.generator(seed)], cells), np.full(len(cells), np.nan), tuple(self.labels))
         if method in ("paper", "gap"):
             wanted = target if method == "paper" else {k: v for k, v in target.items() if k.endswith("gap")}
             return self.decoded(self.moved(wanted, starts, steps, seed, weights)[-starts:], 1, seed)

@@ -249,10 +249,13 @@ def self_above(row, diagram):
 def api_above(row, key=None, client=None):
     """e_above_hull (eV/atom) against the Materials Project of today, GGA and GGA+U with MP2020 corrections.
 
-    key: MP_API_KEY of the environment by default; HullError without one. client: an open MPRester (tests).
+    A row of one of potentials.CORRECTED has these in its energy already. key: MP_API_KEY of the environment by default; HullError
+    without one. client: an open MPRester (tests).
     """
     from pymatgen.analysis.phase_diagram import PhaseDiagram
     from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
+
+    from .potentials import CORRECTED
     key = key or os.environ.get("MP_API_KEY")
     if client is None:
         if not key:
@@ -261,7 +264,9 @@ def api_above(row, key=None, client=None):
         client = MPRester(key)
     scale = {"thermo_types": ["GGA_GGA+U"]}                           # the default mixes r2SCAN in
     entries = client.get_entries_in_chemsys(sorted(set(row["symbols"])), additional_criteria=scale)
-    mine = MaterialsProject2020Compatibility(check_potcar=False).process_entries([_as_entry(row)], verbose=False)
+    corrected = row.get("potential") in CORRECTED
+    scheme = MaterialsProject2020Compatibility(check_potcar=False)
+    mine = [_as_entry(row)] if corrected else scheme.process_entries([_as_entry(row)], verbose=False)
     if not mine:
         raise HullError(f"{''.join(row['symbols'])}: MP2020 corrections do not apply")
     return float(PhaseDiagram(entries).get_decomp_and_e_above_hull(mine[0], allow_negative=True)[1])

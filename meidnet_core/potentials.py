@@ -18,6 +18,8 @@ FILES = {"esen-30m-oam": ("OMat24, MPtrj, sAlex (PBE)", "esen_30m_oam.pt"), "uma
          "mace-omat-0": ("OMat24 (PBE)", "mace-omat-0-medium.model"), "mace-mpa-0": ("MPtrj, sAlex (PBE)", "mace-mpa-0-medium.model"),
          "sevennet-l3i5": ("MPtrj (PBE)", None), "sevennet-0": ("MPtrj (PBE)", None),
          "chgnet": ("MPtrj (PBE), energies with MP2020 corrections", None)}
+CORRECTED = ("chgnet",)                                # learnt energies that carry the MP2020 corrections already
+PACKAGES = {"uma": "fairchem", "mace-omat-0": "mace", "mace-mpa-0": "mace", "chgnet": "chgnet"}      # eSEN's lives elsewhere; else sevenn
 ORDER = tuple(FILES)                                   # `auto`: the first that needs no download; by Matbench Discovery F1
 
 
@@ -37,10 +39,13 @@ def local_file(name, checkpoint=None):
 
 
 def present(name):
-    """Can this potential be used without a download?"""
-    if name == "esen-30m-oam" and not os.environ.get("MEIDNET_FAIRCHEM1_PYTHON"):
-        return False
-    return FILES[name][1] is None or local_file(name) is not None
+    """Can this potential be used without a download: are its package and its weights here?"""
+    from importlib.util import find_spec
+    if name == "esen-30m-oam":
+        able = bool(os.environ.get("MEIDNET_FAIRCHEM1_PYTHON"))
+    else:
+        able = find_spec(PACKAGES.get(name, "sevenn")) is not None
+    return able and (FILES[name][1] is None or local_file(name) is not None)
 
 
 def pick(name="auto"):

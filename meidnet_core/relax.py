@@ -150,10 +150,11 @@ def relax_all(cells, path, potential="sevennet-0", starts=("ideal",), processes=
     (batch.py, SevenNet only) instead of `processes`; by default batch.SIZE on a GPU, 0 on a CPU. device "auto": a GPU that is
     there, for a potential that can be batched.
     """
-    from .potentials import pick
+    from .potentials import local_file, pick
     potential, path = pick(potential), Path(path)
     device, batch = place(potential, device, batch)
-    keys = {s: [key_of(c, s, potential, fmax, steps, checkpoint) for c in cells] for s in starts}
+    weights = checkpoint or local_file(potential)                    # rows of other weights are other rows
+    keys = {s: [key_of(c, s, potential, fmax, steps, weights) for c in cells] for s in starts}
     done = read_rows(path)
     jobs = {k: (k, c, s, fmax, steps) for s in starts for k, c in zip(keys[s], cells) if k not in done}
     if jobs:
@@ -164,10 +165,13 @@ def relax_all(cells, path, potential="sevennet-0", starts=("ideal",), processes=
 
 
 def place(potential, device="auto", batch=None):
-    """(device, batch) that relax_all uses; PotentialError for a batch of a potential that batch.py does not know."""
+    """(device, batch) that relax_all uses; PotentialError for a batch of a potential that batch.py does not know, ValueError for
+    a batch below 0."""
     from .batch import SIZE
     from .potentials import PotentialError, find_device
     known = potential.startswith("sevennet")
+    if batch is not None and batch < 0:
+        raise ValueError(f"batch {batch}: so many relaxations side by side cannot be; 0 switches batches off")
     if batch and not known:
         raise PotentialError(f"{potential} cannot be batched: only SevenNet can; use processes")
     device = find_device(device) if known or device != "auto" else "cpu"

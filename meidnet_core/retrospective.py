@@ -59,7 +59,7 @@ def searched(tool, method, seed):
     models = len(tool.models)
     found = [tool.search(method, targets(w), models * seed + k) for w in WINDOWS.values() for k in range(models)]
     whole = {key: np.concatenate([getattr(p, key) for p in found]) for key in ("mean", "spread", "confidence")}
-    return candidates.Proposal(data.concatenate([p.crystals for p in found], "found"), **whole)
+    return candidates.Proposal(data.concatenate([p.crystals for p in found], "found"), **whole, labels=found[0].labels)
 
 
 def chosen(tool, method, seed):

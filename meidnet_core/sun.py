@@ -321,7 +321,9 @@ def other(args):
     if args.ceiling:
         ceiling(tool, args.potential, processes=args.processes)
     if args.export:
+        from . import gap_check
         export(tool, potential=args.potential, processes=args.processes)
+        gap_check.annotate()
     results.write_claims()
 
 

@@ -95,6 +95,13 @@ def test_relax_all_in_batches_writes_the_same_rows(tmp_path):
         assert a["status"] == b["status"] == "ok" and a["energy_per_atom"] == pytest.approx(b["energy_per_atom"], abs=1e-4)
 
 
+def test_fewer_than_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="0 relaxations side by side: 1 or more"):
+        next(batch.run([1], lambda job, calculator: job, batch.Gather(emt), 0))
+    with pytest.raises(ValueError, match="batch -1: so many"):
+        relax.relax_all([CUBE], tmp_path / "rows", "sevennet-0", batch=-1, device="cpu")
+
+
 def test_only_sevennet_is_batched(monkeypatch):
     with pytest.raises(potentials.PotentialError, match="chgnet cannot be batched"):
         relax.place("chgnet", batch=4)

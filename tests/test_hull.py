@@ -187,6 +187,8 @@ def test_api_needs_a_key_and_corrects_the_candidate(monkeypatch):
 
     oxide = -0.687 / 3                                               # MP2020: oxide, per O
     assert hull.api_above(candidate, client=Client()) == pytest.approx(-4.5 + oxide + 4.8, abs=1e-3)
+    assert hull.api_above(candidate | {"potential": "sevennet-0"}, client=Client()) == pytest.approx(-4.5 + oxide + 4.8, abs=1e-3)
+    assert hull.api_above(candidate | {"potential": "chgnet"}, client=Client()) == pytest.approx(-4.5 + 4.8, abs=1e-3), "has them already"
 
 
 def test_a_formula_of_parts_of_atoms_is_refused():

@@ -1,5 +1,6 @@
 """Potentials: names, what `auto` picks, clear errors when weights are missing, the worker in another Python."""
 
+import importlib.util
 import sys
 
 import numpy as np
@@ -24,6 +25,9 @@ def test_auto_is_the_best_that_needs_no_download(monkeypatch, tmp_path):
     monkeypatch.setenv("MEIDNET_POTENTIALS", str(tmp_path))
     (tmp_path / "mace-omat-0-medium.model").touch()
     assert potentials.pick("auto") == "mace-omat-0"
+    (tmp_path / "uma-s-1p1.pt").touch()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "fairchem" else "here")
+    assert potentials.pick("auto") == "mace-omat-0", "UMA needs a package that is not installed"
     (tmp_path / "esen_30m_oam.pt").touch()
     assert potentials.pick("auto") == "mace-omat-0", "eSEN needs its own environment as well"
     monkeypatch.setenv("MEIDNET_FAIRCHEM1_PYTHON", sys.executable)

@@ -116,6 +116,15 @@ def test_another_checkpoint_is_another_question():
     assert len({key(), key(checkpoint="a.pth"), key(checkpoint="b.pth")}) == 3
 
 
+def test_weights_of_another_folder_are_another_question(emt, monkeypatch, tmp_path):
+    for name in ("a", "b", "a"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "mace-omat-0-medium.model").touch()
+        monkeypatch.setenv("MEIDNET_POTENTIALS", str(tmp_path / name))
+        relax.relax_all([COPPER], tmp_path / "rows", "mace-omat-0", processes=1, device="cpu", progress=False)
+    assert len(relax.read_rows(tmp_path / "rows")) == 2
+
+
 def test_rows_of_another_checkpoint_are_not_taken(emt, tmp_path):
     for checkpoint in (None, "a.pth", "b.pth", "b.pth"):
         relax.relax_all([COPPER], tmp_path / "rows", "sevennet-0", processes=1, device="cpu", checkpoint=checkpoint, progress=False)
