@@ -12,10 +12,11 @@ import time
 
 import numpy as np
 
-from . import candidates, cgcnn, design, oqmd, results, sun
+from . import candidates, cgcnn, design, gllbsc, oqmd, results, sun
 
 HITS = (0.1, 0.2, 0.5)                                               # eV
 LABEL = "pbe_gap"
+KNOWN = ["on_target", "cgcnn_gap", "a", "pbe", "gllbsc", "oqmd_cubic", "oqmd_lowest"]        # columns that `annotate` adds
 
 
 def held_out(tool, split):
@@ -120,17 +121,19 @@ def write(tool, seed, floors):
 
 def annotate(folder=results.ROOT / "data" / "candidates"):
     """Adds to candidates.csv what is known of its gaps: on_target (predicted PBE gap within HITS[1] eV of the target), cgcnn_gap
-    (independent CGCNN, PBE, eV), a (angstrom, relaxed cube), and gaps ab initio of those that chapter 14 calculated (eV)."""
+    (independent CGCNN, PBE, eV), a (angstrom, relaxed cube), gaps ab initio of those that chapter 14 calculated (eV; 0: none), and
+    what OQMD says by DFT, where it has the formula (eV/atom above its hull): oqmd_cubic of the cubic cell, oqmd_lowest of any phase."""
     import pandas as pd
     from pymatgen.core import Structure
-    table = pd.read_csv(folder / "candidates.csv").drop(columns=["on_target", "cgcnn_gap", "a", "pbe", "gllbsc"], errors="ignore")
+    table = pd.read_csv(folder / "candidates.csv").drop(columns=KNOWN, errors="ignore")
     edges = np.array([Structure.from_file(folder / f"{f}.cif").volume ** (1 / 3) for f in table.formula])
-    cells = candidates.ideal(candidates.numbers_of(table.formula), lambda _: edges)
-    known = {r["formula"]: r for r in results.read_run("gllbsc-candidates", "seed0")["curve"]}
-    gap = {k: [known.get(f, {}).get(name) for f in table.formula] for k, name in (("pbe", "pbe"), ("gllbsc", "indirect"))}
+    numbers = candidates.numbers_of(table.formula)
+    cells, oqmds = candidates.ideal(numbers, lambda _: edges), oqmd.distances(numbers)
+    known = {r["formula"]: r | {"gllbsc": gllbsc.counted(r, "indirect")} for r in results.read_run("gllbsc-candidates", "seed0")["curve"]}
+    gap = {k: [known.get(f, {}).get(k) for f in table.formula] for k in ("pbe", "gllbsc")}
     read = cgcnn.predict(cgcnn.independent(), cells)[:, 0]
     near = (table.pbe_gap - table.target).abs() <= HITS[1]
-    table = table.assign(on_target=near, cgcnn_gap=read, a=edges, **gap)
+    table = table.assign(on_target=near, cgcnn_gap=read, a=edges, **gap, oqmd_cubic=oqmds[:, 0], oqmd_lowest=oqmds[:, 1])
     table.round(4).to_csv(folder / "candidates.csv", index=False)
     return table
 

@@ -75,6 +75,19 @@ def cubic(stand_in=False):
     return cells("oqmd_abx3", "all", [str(i) for i in table.entry_id], numbers, np.cbrt(table.volume.to_numpy()), labels)
 
 
+def distances(numbers):
+    """(M, 2) eV/atom above the OQMD hull by DFT: the cubic cells (M, 5) with A, B, X, X, X, and the lowest phase of their formulas.
+
+    NaN where OQMD has none.
+    """
+    from .hull import whole_of
+    known, table = cubic(), read_table()
+    site = {tuple(z): e for z, e in zip(known.numbers, known.labels[:, list(LABELS).index("stability")])}
+    lowest = table.groupby([whole_of(n) for n in table.name]).stability.min()
+    formula = [whole_of("".join(map(crystal.symbol, z))) for z in numbers]
+    return np.array([(site.get(tuple(z), np.nan), lowest.get(f, np.nan)) for z, f in zip(numbers, formula)]).reshape(-1, 2)
+
+
 def own_cells(path=OWN, labelled=False):
     """CrystalSet of the cubic cells that this project relaxed. DataError names a missing file, column or element.
 

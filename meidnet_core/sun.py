@@ -166,6 +166,15 @@ def terms(limit, potential, reference="training"):
     return f"at most {limit:g} eV/atom on the list hull, {potential}, new to {SPOKEN[reference]}"
 
 
+def rate_key(limit, reference="training"):
+    """Ending of the metrics of a SUN rate, e.g. "100_training". ValueError for a threshold or a reference that no stored run counts."""
+    name = next((k for k, v in THRESHOLDS.items() if abs(v - limit) < 1e-9), None)
+    if name is None or reference not in SPOKEN:
+        raise ValueError(f"no rate at {limit} eV/atom, new to {reference!r}: expected one of {', '.join(map(str, THRESHOLDS.values()))} "
+                         f"and of {', '.join(SPOKEN)}")
+    return f"{name}_{reference}"
+
+
 def interval(count, n, level=0.95):
     """Clopper-Pearson interval (%) of a binomial rate."""
     from scipy.stats import binomtest

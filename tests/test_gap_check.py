@@ -101,10 +101,13 @@ def test_what_is_known_of_exported_gaps_is_added_once(monkeypatch, tmp_path):
     from pymatgen.core import Lattice, Structure
     Structure(Lattice.cubic(4.0), ["K", "Mg", "F", "F", "F"], candidates.crystal.PEROVSKITE).to(filename=str(tmp_path / "KMgF3.cif"))
     pd.DataFrame({"formula": ["KMgF3"], "target": [1.0], "pbe_gap": [1.15]}).to_csv(tmp_path / "candidates.csv", index=False)
-    monkeypatch.setattr(results, "read_run", lambda *a: {"curve": [{"formula": "KMgF3", "pbe": 1.3, "indirect": 2.5}]})
+    row = {"formula": "KMgF3", "pbe": 1.3, "status": "ok", "gap": True, "indirect": 2.5}
+    monkeypatch.setattr(results, "read_run", lambda *a: {"curve": [row]})
+    monkeypatch.setattr(oqmd, "distances", lambda numbers: np.array([[0.01, np.nan]]))
     for _ in range(2):
         found = gap_check.annotate(tmp_path)
     assert found.on_target.tolist() == [True] and found.a[0] == pytest.approx(4.0) and (found.pbe[0], found.gllbsc[0]) == (1.3, 2.5)
+    assert found.oqmd_cubic[0] == 0.01 and np.isnan(found.oqmd_lowest[0])
     assert np.isfinite(found.cgcnn_gap[0]) and list(pd.read_csv(tmp_path / "candidates.csv")) == list(found)
 
 

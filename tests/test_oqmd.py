@@ -50,6 +50,14 @@ def test_cells_and_labels(table):
     assert cells.lattice[i] == pytest.approx([4, 4, 4, 90, 90, 90]) and (cells.frac[i] == crystal.PEROVSKITE).all()
 
 
+def test_distances_of_the_cube_and_of_the_lowest_phase(table):
+    numbers = [[crystal.atomic_number(e) for e in (a, b, x, x, x)] for a, b, x in
+               (("Cs", "Sn", "I"), ("Sn", "Cs", "I"), ("K", "Mg", "F"), ("Mg", "K", "F"), ("K", "Zn", "F"))]
+    found = oqmd.distances(np.array(numbers))
+    assert found[:4] == pytest.approx(np.array([[0.01, 0.01], [0.31, 0.01], [0, 0], [np.nan, 0]]), nan_ok=True) and np.isnan(found[4]).all()
+    assert oqmd.distances(np.zeros((0, 5), int)).shape == (0, 2)
+
+
 def test_missing_table_and_column_are_named(table, monkeypatch):
     table.write_bytes(gzip.compress(b"name,volume\nA,1\n"))
     with pytest.raises(DataError, match="oqmd_abx3.csv.gz: column spacegroup, natoms, sites"):

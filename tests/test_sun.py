@@ -158,6 +158,13 @@ def test_runs_of_two_potentials_are_not_one_claim(monkeypatch):
         sun_tables.figures()
 
 
+def test_a_rate_has_a_threshold_and_a_reference_that_runs_count():
+    assert sun.rate_key(0.1) == "100_training" and sun.rate_key(0, "anywhere") == "0_anywhere"
+    for limit, reference in ((0.05, "training"), (0.1, "mp20")):
+        with pytest.raises(ValueError, match=f"no rate at {limit} eV/atom, new to '{reference}': expected one of 0.1, 0.0 and"):
+            sun.rate_key(limit, reference)
+
+
 def test_stored_claims_follow_from_the_stored_runs():
     rows = results.read_claims().set_index("id").ours
     mean = lambda m, key: np.mean([r["metrics"][key] for r in sun.stored()[m]])
