@@ -81,9 +81,10 @@ def distances(numbers):
     NaN where OQMD has none.
     """
     from .hull import whole_of
-    known, table = cubic(), read_table()
+    known, table, lowest = cubic(), read_table(), {}
     site = {tuple(z): e for z, e in zip(known.numbers, known.labels[:, list(LABELS).index("stability")])}
-    lowest = table.groupby([whole_of(n) for n in table.name]).stability.min()
+    for key, e in zip(map(whole_of, table.name), table.stability):
+        lowest[key] = min(e, lowest.get(key, np.inf))
     formula = [whole_of("".join(map(crystal.symbol, z))) for z in numbers]
     return np.array([(site.get(tuple(z), np.nan), lowest.get(f, np.nan)) for z, f in zip(numbers, formula)]).reshape(-1, 2)
 

@@ -33,7 +33,7 @@ def local_file(name, checkpoint=None):
         if not Path(checkpoint).exists():
             raise PotentialError(f"{name}: checkpoint {checkpoint} does not exist")
         return Path(checkpoint)
-    folder, file = os.environ.get("MEIDNET_POTENTIALS"), FILES[name][1]
+    folder, file = os.environ.get("MEIDNET_POTENTIALS"), FILES.get(name, (None, None))[1]
     path = Path(folder) / file if folder and file else None
     return path if path and path.exists() else None
 
