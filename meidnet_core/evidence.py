@@ -152,6 +152,12 @@ def larger(before, after, margin=0.005):
     return [f for f in after if f in before and smallest_gap(after[f]) > smallest_gap(before[f]) + margin]
 
 
+def like_for_like(before, after, profile="quick"):
+    """`before` with the cubic cells of those materials that are repaired with divalent ytterbium in that valence, too, where stored."""
+    divalent = [f for f, r in after.items() if r.get("setups", {}).get("Yb") == "2p"]
+    return before | bands([f for f in divalent if f in before], profile, "-divalent")
+
+
 def compared(found, where):
     """Mean absolute difference (eV) of our gaps and the paper's over the materials that both have, and their number."""
     paper = paper_gaps(where)
@@ -186,8 +192,10 @@ def write_gaps(profile="quick", careful="paper"):
         claims, m = gap_claims(found, where, theory)
         claims |= target_claims(found, theory) if where == "before" else {}
         if where == "after" and set(FIGURE5) <= set(found):
-            grown = larger(bands(FIGURE5, profile), {f: found[f] for f in FIGURE5})
-            claims["f5.larger_gap"] = {"value": len(grown), "split": theory.format("smaller gap of mesh and path")}
+            four = {f: found[f] for f in FIGURE5}
+            grown = larger(like_for_like(bands(FIGURE5, profile), four, profile), four)
+            told = theory.format("smaller gap of mesh and path").replace("Yb 2+ where X pair", "YbScSe3 with Yb 2+ in both")
+            claims["f5.larger_gap"] = {"value": len(grown), "split": told}
         claims = {k: v for k, v in claims.items() if k not in answered}
         answered |= claims.keys()
         results.write_run(f"dft-{where}", settings, config={"profile": settings, "xc": "PBE"}, seed=None,
