@@ -292,15 +292,17 @@ def holding(row):
 
 
 def write(result, folder, cifs):
-    """Store a result as <name>-<potential>-seed<k>.json and its chosen polymorph as <name>.cif (<name>-seed<k>.cif unless k is 0, whose
-    polymorphs went on to DFT; with -a<lattice> when pressure held the cubic cell); returns the JSON's path."""
+    """Store a result as <name>-<potential>-seed<k>.json, its chosen polymorph as <name>.cif (<name>-seed<k>.cif unless k is 0, whose
+    polymorphs went on to DFT; with -a<lattice> when pressure held the cubic cell), and the polymorphs that were examined, lowest first,
+    as <name>-1.cif, <name>-2.cif ...; returns the JSON's path."""
     from .results import _write_atomic
     path = Path(folder) / f"{result['name']}-{result['potential']}-seed{result['seed']}.json"
     _write_atomic(path, json.dumps(result, ensure_ascii=False) + "\n")
-    if result.get("lattice"):
-        at = f"-a{result['held_at']:g}" if result.get("held_at") else ""
-        cif = Path(cifs) / (result["name"] + at + (f"-seed{result['seed']}" if result["seed"] else "") + ".cif")
-        _write_atomic(cif, phonons._structure(cell_from(result)).to(fmt="cif", symprec=result["symprec"]))
+    at = f"-a{result['held_at']:g}" if result.get("held_at") else ""
+    base = result["name"] + at + (f"-seed{result['seed']}" if result["seed"] else "")
+    cells = {f"{base}-{k}": p for k, p in enumerate(result.get("polymorphs", []), 1)}
+    for name, row in (cells | ({base: result} if result.get("lattice") else {})).items():
+        _write_atomic(Path(cifs) / f"{name}.cif", phonons._structure(cell_from(row)).to(fmt="cif", symprec=row["symprec"]))
     return path
 
 

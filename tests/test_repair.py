@@ -123,7 +123,9 @@ def test_a_repair_is_json_and_a_cif(fake, tmp_path, monkeypatch):
     assert (tmp_path / "cifs" / "SrTiO3.cif").read_text().startswith("# generated")
     repair.write(out | {"seed": 3}, tmp_path / "polymorphs", tmp_path / "cifs")
     repair.write(out | {"held_at": 3.905}, tmp_path / "polymorphs", tmp_path / "cifs")
-    assert {p.name for p in (tmp_path / "cifs").iterdir()} == {"SrTiO3.cif", "SrTiO3-seed3.cif", "SrTiO3-a3.905.cif"}
+    found, count = {p.name for p in (tmp_path / "cifs").iterdir()}, len(out["polymorphs"])
+    bases = ("SrTiO3", "SrTiO3-seed3", "SrTiO3-a3.905")
+    assert count and found == {f"{b}{end}.cif" for b in bases for end in ("", *(f"-{k + 1}" for k in range(count)))}
 
 
 def test_of_the_three_lowest_stable_the_most_symmetric_is_taken():
