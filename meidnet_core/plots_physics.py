@@ -219,14 +219,15 @@ def soft_mode_animation(cell, mode, supercell=(2, 2, 2), amplitude=0.5, frames=1
     colors = dict(zip(dict.fromkeys(cell[1]), (ORANGE, BLUE, GREEN)))
     still = to_atoms(phonons.displaced(cell, mode, 0.0, 0.0, supercell))
     moves = phonons.moves(cell, mode, supercell)
-    sizes = [6 + 0.05 * crystal.atomic_number(e) for e in still.symbols]
-    marker = {"size": sizes, "color": [colors[e] for e in still.symbols], "line": {"width": 1, "color": BLACK}}
     at = lambda t: still.positions + amplitude * np.sin(2 * np.pi * t / frames) * moves
-    scatter = lambda t: go.Scatter3d(x=at(t)[:, 0], y=at(t)[:, 1], z=at(t)[:, 2], mode="markers", marker=marker, text=list(still.symbols))
-    figure = go.Figure(scatter(0), frames=[go.Frame(data=[scatter(t)], name=str(t)) for t in range(frames)])
+    sites = {e: [i for i, symbol in enumerate(still.symbols) if symbol == e] for e in colors}
+    look = {e: {"size": 6 + 0.05 * crystal.atomic_number(e), "color": colors[e], "line": {"width": 1, "color": BLACK}} for e in colors}
+    scatter = lambda t: [go.Scatter3d(**dict(zip("xyz", at(t)[i].T)), mode="markers", marker=look[e], name=e) for e, i in sites.items()]
+    figure = go.Figure(scatter(0), frames=[go.Frame(data=scatter(t), name=str(t)) for t in range(frames)])
     play = {"frame": {"duration": 90, "redraw": True}, "fromcurrent": True, "transition": {"duration": 0}}
     buttons = [{"label": "play", "method": "animate", "args": [None, play]}]
-    figure.update_layout(updatemenus=[{"type": "buttons", "buttons": buttons, "x": 0.05, "y": 0.95}], showlegend=False,
+    figure.update_layout(updatemenus=[{"type": "buttons", "buttons": buttons, "x": 0.05, "y": 0.95}],
+                         legend={"x": 0.9, "y": 0.9, "itemsizing": "constant"},
                          scene={"xaxis_title": "x (Å)", "yaxis_title": "y (Å)", "zaxis_title": "z (Å)", "aspectmode": "data"})
     return figure
 

@@ -1,5 +1,6 @@
 """Figures that a reader operates: what the menu of a viewer shows."""
 
+import numpy as np
 import pytest
 
 from meidnet_core import crystal, plots, results
@@ -43,3 +44,15 @@ def test_a_figure_is_shown_wherever_it_is_asked_for(monkeypatch):
     first, second = (h.data for h in shown)
     assert "Plotly.newPlot" in first and "Plotly.newPlot" in second
     assert len(first) > 1e6 > len(second)                                                      # one page, one copy of the library
+
+
+def test_a_soft_mode_moves_atom_by_atom():
+    pytest.importorskip("plotly")
+    from meidnet_core import plots_physics
+    cell = [4.0, 4.0, 4.0, 90, 90, 90], ["K", "Ta", "Se", "Se", "Se"], crystal.PEROVSKITE
+    vector = np.zeros((5, 3), complex)
+    vector[1, 0] = 1                                                                         # the second atom along x
+    figure = plots_physics.soft_mode_animation(cell, {"q": [0, 0, 0], "eigenvector": vector}, supercell=(1, 1, 1), frames=4)
+    assert [t.name for t in figure.data] == ["K", "Ta", "Se"] and [len(t.x) for t in figure.data] == [1, 1, 3] and len(figure.frames) == 4
+    still, moved = (figure.frames[k].data for k in (0, 1))
+    assert moved[1].x[0] - still[1].x[0] == pytest.approx(0.5) and list(moved[2].x) == list(still[2].x)
