@@ -505,6 +505,31 @@ def test_a_minimum_outside_the_strained_cells_is_no_result(a, emt, tmp_path):
     assert "outside the strained cells" in gpaw_job.read(tmp_path, "eos")["status"] and len(emt.asked) == gpaw_job.MOST
 
 
+@needs_gpaw
+def test_a_relaxation_goes_on_where_it_was_killed(emt, tmp_path):
+    frac = COPPER[2] + np.array([[0.02, 0, 0], [0, 0.01, 0], [0, 0, 0], [0, 0, 0]])
+    job = JOB | {"cell": [[3.5, 3.55, 3.6, 90.0, 90.0, 90.0], COPPER[1], frac.tolist()], "steps": ["relax"], "settings": {"cutoff": 200}}
+    emt.stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        gpaw_job.run(job, tmp_path)
+    kept = gpaw_job.read(tmp_path, "relax-path")
+    assert len(kept) == 3 and gpaw_job.read(tmp_path, "relax") is None
+    emt.stop = None
+    gpaw_job.run(job, tmp_path)
+    found = gpaw_job.read(tmp_path, "relax")
+    assert found["status"] == "ok" and found["lattice"] == pytest.approx([3.59] * 3 + [90] * 3, abs=0.05)
+    assert gpaw_job.read(tmp_path, "relax-path")[:3] == kept and found["steps"] < gpaw_job.MOVES
+    assert found["energy"] < min(step["energy"] for step in kept)
+
+
+@needs_gpaw
+def test_a_relaxation_that_takes_too_long_says_so(emt, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpaw_job, "MOVES", 2)
+    job = JOB | {"cell": [[3.3, 3.5, 3.9, 90.0, 90.0, 90.0], *JOB["cell"][1:]], "steps": ["relax", "scf"], "settings": {"cutoff": 200}}
+    gpaw_job.run(job, tmp_path)
+    assert gpaw_job.read(tmp_path, "relax")["status"] == "not relaxed in 2 steps" and gpaw_job.read(tmp_path, "scf") is None
+
+
 def points_at(energies):
     """(volume, energy) points of a cell of volume 1 from {strain: energy}."""
     return [[(1 + s) ** 3, e] for s, e in energies.items()]
