@@ -73,7 +73,10 @@ def effective_dimension(y):
 
 
 def evaluate(model, tensors, crystals, processes=None, sample=False):
-    """All metrics of one split. Returns (metrics: flat dict, details: arrays per crystal)."""
+    """All metrics of one split. Returns (metrics: flat dict, details: arrays per crystal).
+
+    Match rates are of the joint latent, which holds the true labels; those that end in _alone of the structural embedding by itself.
+    """
     cells = matching.true_cells(crystals)
     e = encode(model, tensors)
     predicted, confidence, raw = decode(model, e["z"], model.shape.elements, sample)
@@ -83,7 +86,8 @@ def evaluate(model, tensors, crystals, processes=None, sample=False):
     out |= {"exact_composition": 100 * float((same | ~real).all(1).mean()), "site_accuracy": 100 * float(same[real].mean()),
             "lattice_mae": float(np.abs(raw["lattice"].cpu().numpy() - crystals.lattice)[:, :3].mean()),
             "effective_dimension": effective_dimension(e["y_c"]), "n": len(crystals)}
-    out |= _aligned(e) | _properties(e, model.cfg.labels)
+    alone = matching.score(decode(model, e["y_c"], model.shape.elements)[0], cells, processes)[0]
+    out |= _aligned(e) | _properties(e, model.cfg.labels) | {f"{k}_alone": v for k, v in alone.items()}
     return out, e | {"rms_cdvae": rms["cdvae"], "rms_default": rms["default"], "confidence": confidence, "cells": predicted}
 
 
