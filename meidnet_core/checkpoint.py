@@ -20,9 +20,12 @@ class CheckpointError(ValueError):
 
 
 def write(path, tensors, meta):
-    """Atomic write of a dict of tensors and a JSON-able dict."""
+    """Atomic write of a dict of tensors and a JSON-able dict; the dict once more, readable, beside it (.json). ValueError for a path
+    that ends so itself: one would replace the other."""
     from safetensors.torch import save_file
     path = Path(path)
+    if path.suffix == ".json":
+        raise ValueError(f"{path}: a checkpoint ends in .safetensors; .json is the readable copy of its header")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     save_file({k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}, temporary, metadata={"meidnet": json.dumps(meta)})

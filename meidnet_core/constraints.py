@@ -106,7 +106,7 @@ class Watch:
 
     def __call__(self, model, batch, alpha):
         close = self.curve and self.curve[-1][1] > 60 and self.reached is None
-        if self.count and self.count % (self.steps // 4 if close else self.steps) == 0:
+        if self.count and self.count % (max(1, self.steps // 4) if close else self.steps) == 0:
             self.look()
         self.count += 1
         return self.objective(model, batch, alpha)

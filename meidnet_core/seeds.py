@@ -27,13 +27,16 @@ def overview(groups, keys):
 
 
 def p_value(a, b):
-    """Two-sided Welch test of two samples over seeds; 1 when a sample is too small to tell."""
+    """Two-sided Welch test of two samples over seeds; 1 when a sample is too small to tell. Two samples without spread: the exact
+    permutation test, since a spread of nothing is no certainty."""
+    from math import comb
+
     from scipy.stats import ttest_1samp, ttest_ind
     if min(len(a), len(b)) < 2 or np.ptp([*a, *b]) == 0:
         return 1.0
     if np.ptp(a) == 0 or np.ptp(b) == 0:                               # Welch's test then is that of one sample; without a warning
         fixed, other = (a, b) if np.ptp(a) == 0 else (b, a)
-        return 0.0 if np.ptp(other) == 0 else float(ttest_1samp(other, fixed[0]).pvalue)
+        return min(1.0, 2 / comb(len(a) + len(b), len(a))) if np.ptp(other) == 0 else float(ttest_1samp(other, fixed[0]).pvalue)
     return float(ttest_ind(a, b, equal_var=False).pvalue)
 
 

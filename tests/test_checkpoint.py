@@ -176,3 +176,9 @@ def test_nothing_is_pickled(saved):
     assert "meidnet" in header["__metadata__"]
     last = max(v["data_offsets"][1] for k, v in header.items() if k != "__metadata__")
     assert len(content) == 8 + size + last
+
+
+def test_a_checkpoint_does_not_take_the_place_of_its_readable_header(tmp_path):
+    with pytest.raises(ValueError, match="x.json: a checkpoint ends in .safetensors"):
+        checkpoint.write(tmp_path / "x.json", {"a": torch.zeros(2)}, {})
+    assert not list(tmp_path.iterdir())

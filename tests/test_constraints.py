@@ -72,6 +72,11 @@ def test_watch_looks_often_only_where_it_matters(setup, monkeypatch):
         watch(model, batch, 0.0)
     assert [t for t, _ in watch.curve] == [1.0, 2.0, 2.25, 2.5, 3.0]
     assert watch.reached is not None
+    few = constraints.Watch(lambda *args: None, model, batch, steps=2)
+    few.curve, few.look = [(0.0, 70.0)], lambda: few.curve.append((few.count / 2, 70.0))    # fewer steps than looks in an epoch
+    for _ in range(3):
+        few(model, batch, 0.0)
+    assert [t for t, _ in few.curve] == [0.0, 0.5, 1.0]
 
 
 def test_claims_need_more_than_the_resolution():

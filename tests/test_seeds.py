@@ -77,4 +77,5 @@ def test_a_ratio_names_the_hits_it_rests_on():
 def test_a_sample_without_spread_is_compared_as_welch_would_and_without_a_warning(recwarn):
     same, other = [100.0] * 5, [99.8, 99.9, 99.6, 100.0, 99.9]
     assert seeds.p_value(same, other) == seeds.p_value(other, same) == pytest.approx(0.0777, abs=1e-4)
-    assert seeds.p_value(same, [90.0] * 3) == 0.0 and seeds.p_value(same, same) == 1.0 and not recwarn.list
+    assert seeds.p_value(same, [90.0] * 3) == pytest.approx(2 / 56) and seeds.p_value([1.0] * 3, [2.0] * 3) == pytest.approx(0.1)
+    assert seeds.p_value(same, same) == 1.0 and not recwarn.list
