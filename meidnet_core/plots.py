@@ -1,5 +1,7 @@
 """Figures of the book: one function a figure, colour-blind-safe (Okabe-Ito), units on every axis."""
 
+from functools import reduce
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -186,9 +188,8 @@ def navigation(path, plane, target):
 
 def table1_bars(frame, datasets, methods):
     """Match rates per data set: measured here (bars, spread over seeds) and published (diamonds), from table1.table()."""
-    fig, axes = plt.subplots(1, len(datasets), figsize=(9.5, 4.2), sharey=True)
-    colours = dict(zip(methods, ("#bbbbbb", "#888888", "#888888", ORANGE, PURPLE, SKY, GREEN, BLUE)))
-    colours["MEIDNet"] = BLUE
+    fig, axes = plt.subplots(1, len(datasets), figsize=(9.5, 5.4), sharey=True)
+    colours = dict(zip(methods, ("#bbbbbb", "#888888", "#888888", ORANGE, PURPLE, SKY, GREEN, BLUE, "#cccccc", "#cccccc")))
     for ax, (key, title) in zip(np.atleast_1d(axes), datasets.items()):
         rows = frame[frame["dataset"] == key].set_index("method").reindex(methods)
         y = np.arange(len(methods))[::-1]
@@ -198,7 +199,8 @@ def table1_bars(frame, datasets, methods):
             if np.isfinite(value):
                 ax.text(1, at, f"{value:.1f}", va="center", fontsize=9, bbox={"facecolor": "white", "alpha": 0.85, "pad": 1, "lw": 0})
         ax.set(title=title, xlim=(0, 105), xlabel="structure matching (%)")
-        ax.set_yticks(y, [m.replace(" (", "\n(").replace("training cell of", "training cell\nof") for m in methods], fontsize=8.5)
+        breaks = ((" (", "\n("), ("training cell of", "training cell\nof"), ("production, ", "production,\n"))
+        ax.set_yticks(y, [reduce(lambda m, pair: m.replace(*pair), breaks, m) for m in methods], fontsize=8.5)
     np.atleast_1d(axes)[0].legend(loc="lower left", bbox_to_anchor=(-1.0, -0.22), fontsize=9)
     fig.tight_layout()
     return fig
