@@ -136,10 +136,11 @@ CARD = """# Model card
 
 Written by `python -m meidnet_core.experiments card` from the headers of the checkpoints. Load one with
 `meidnet_core.checkpoint.load_model(path)`. The two error columns are of the labels of Perov-5: a GLLB-SC gap, and an enthalpy
-against competing phases (RPBE). *joint*: decoded from the joint latent, which is told the labels; `perov_5_structure_*` are trained to
-decode from the structure alone and are no good at the other. Models `perov_5_*` have seen no Se, I, Br, Cl and no lanthanide but La:
-they know nothing about them. `extended_*` learnt from OQMD's cubic ABX3 too (PBE gap, formation energy, hull distance, each a label
-of its own), and `extended_own_*` from cells that this project relaxed. Training times are wall clock beside other work on the same two cores.
+against competing phases (RPBE). *joint*: decoded from the joint latent, which is told the labels; `perov_5_structure_*` are
+trained to decode from the structure alone and are no good at the other. Models `perov_5_*` have seen no Se, I, Br, Cl and no
+lanthanide but La: they know nothing about them. `extended_*` learnt from OQMD's cubic ABX3 too (PBE gap, formation energy, hull
+distance, each a label of its own), and `extended_own_*` from cells that this project relaxed. Training times are wall clock
+beside other work on the same two cores.
 
 """
 
