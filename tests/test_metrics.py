@@ -113,10 +113,11 @@ def test_evaluate_gives_a_finite_value_for_every_metric(case, changes):
     model, tensors, crystals = case(**changes)
     tensors["labels"][3, 0] = math.nan
     m, details = metrics.evaluate(model, tensors, crystals, processes=1)
-    unmatched = {f"rmse_{k}" for k in ("cdvae", "default") if m[f"sm_{k}"] == 0}
+    rates = [f"{k}{end}" for k in ("cdvae", "default") for end in ("", "_alone")]
+    unmatched = {f"rmse_{k}" for k in rates if m[f"sm_{k}"] == 0}
     assert {k for k, v in m.items() if v is None} == unmatched
     assert all(math.isfinite(v) for v in m.values() if v is not None)
-    expected = {"sm_cdvae", "sm_default", "exact_composition", "site_accuracy", "lattice_mae"}
+    expected = {"sm_cdvae", "sm_default", "sm_cdvae_alone", "sm_default_alone", "exact_composition", "site_accuracy", "lattice_mae"}
     expected |= {"cosine", "l2d", "effective_dimension", "property_to_structure_top1"}
     expected |= {f"{lab}_{s}_{k}" for lab in model.cfg.labels for s in ("joint", "alone") for k in ("mae", "r2")}
     assert expected <= set(m) and m["n"] == 12
