@@ -64,6 +64,11 @@ def atoms_of(job):
     return atoms
 
 
+def cell_of(atoms):
+    """The cell of a record: lattice (6,) angstrom and degrees, symbols, frac (N, 3)."""
+    return {"lattice": atoms.cell.cellpar().tolist(), "symbols": list(atoms.symbols), "frac": atoms.get_scaled_positions().tolist()}
+
+
 def read(folder, step):
     path = folder / f"{step}.json"
     return json.loads(path.read_text()) if path.exists() else None
@@ -123,14 +128,13 @@ def relax(job, folder):
     atoms.calc = calculator(job, folder, "relax", mode=waves, symmetry={"tolerance": 1e-4}, convergence={**DENSE, "forces": 1e-2})
 
     def keep():
-        energy = float(atoms.get_potential_energy())
-        kept.append({"cell": atoms.cell.tolist(), "frac": atoms.get_scaled_positions().tolist(), "energy": energy})
+        now = {"cell": atoms.cell.tolist(), "frac": atoms.get_scaled_positions().tolist()}
+        kept.append(now | {"energy": float(atoms.get_potential_energy())})
         write(folder, "relax-path", kept)
     optimizer = BFGS(FrechetCellFilter(atoms), logfile=None)
     optimizer.attach(keep)
     done = optimizer.run(fmax=FMAX, steps=MOVES)
-    return {"status": "ok" if done else f"not relaxed in {MOVES} steps", "steps": len(kept), "energy": kept[-1]["energy"],
-            "lattice": atoms.cell.cellpar().tolist(), "symbols": list(atoms.symbols), "frac": atoms.get_scaled_positions().tolist()}
+    return {"status": "ok" if done else f"not relaxed in {MOVES} steps", "steps": len(kept), "energy": kept[-1]["energy"]} | cell_of(atoms)
 
 
 def relaxed(job, folder):
@@ -155,8 +159,7 @@ def scf(job, folder):
     e, k, w = eigenvalues(atoms.calc)
     moment = float(atoms.calc.get_magnetic_moment()) if job["magmoms"] else 0.0
     return {"energy_per_atom": total / len(atoms), "efermi": float(atoms.calc.get_fermi_level()), "energies": e.tolist(), "moment": moment,
-            "kpoints": k.tolist(), "weights": w.tolist(), "electrons": float(atoms.calc.get_number_of_electrons()),
-            "lattice": atoms.cell.cellpar().tolist(), "symbols": list(atoms.symbols), "frac": atoms.get_scaled_positions().tolist()}
+            "kpoints": k.tolist(), "weights": w.tolist(), "electrons": float(atoms.calc.get_number_of_electrons())} | cell_of(atoms)
 
 
 def fixed(job, folder, step, kpts, extra):

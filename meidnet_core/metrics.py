@@ -86,7 +86,7 @@ def evaluate(model, tensors, crystals, processes=None, sample=False):
     out |= {"exact_composition": 100 * float((same | ~real).all(1).mean()), "site_accuracy": 100 * float(same[real].mean()),
             "lattice_mae": float(np.abs(raw["lattice"].cpu().numpy() - crystals.lattice)[:, :3].mean()),
             "effective_dimension": effective_dimension(e["y_c"]), "n": len(crystals)}
-    alone = matching.score(decode(model, e["y_c"], model.shape.elements)[0], cells, processes)[0]
+    alone = matching.score(decode(model, e["y_c"], model.shape.elements, sample)[0], cells, processes)[0]
     out |= _aligned(e) | _properties(e, model.cfg.labels) | {f"{k}_alone": v for k, v in alone.items()}
     return out, e | {"rms_cdvae": rms["cdvae"], "rms_default": rms["default"], "confidence": confidence, "cells": predicted}
 

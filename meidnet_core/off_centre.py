@@ -21,6 +21,11 @@ def name_of(formula, direction, pbe=False):
     return f"{formula}-off{''.join(map(str, direction))}" + ("pbe" if pbe else "")
 
 
+def stored_cell(name):
+    """Cell of a stored result of data/dft; None without one."""
+    return (dft.load(name, "quick") or {}).get("cell")
+
+
 def by_potential(formula, direction, potential="sevennet-0"):
     """Cell (lattice (6,), symbols, frac) of the lowest relaxation with the potential (relax.off_centre)."""
     from . import potentials, relax
@@ -67,12 +72,11 @@ def main():
     parser.add_argument("--timeout", type=float, help="seconds a step may take in this call; the next call goes on")
     args = parser.parse_args()
     for formula, direction in ((f, d) for f in args.materials for d in DIRECTIONS):
-        start = dft.load(name_of(formula, direction), "quick")
-        cell, name = start["cell"] if start else by_potential(formula, direction), name_of(formula, direction, args.pbe)
-        if args.pbe and not dft.load(name, "quick"):
-            cell = by_pbe(name, cell, ranks=args.ranks, timeout=args.timeout)
-        elif args.pbe:
-            cell = dft.load(name, "quick")["cell"]
+        name = name_of(formula, direction, args.pbe)
+        cell = stored_cell(name)
+        if cell is None:
+            cell = stored_cell(name_of(formula, direction)) or by_potential(formula, direction)
+            cell = by_pbe(name, cell, ranks=args.ranks, timeout=args.timeout) if args.pbe else cell
         out = dft.run(name, cell, "quick", "waves", args.ranks, timeout=args.timeout)
         print(name, out["status"], out.get("energy_per_atom"), out.get("gap"), f"{out['seconds']:.0f} s", flush=True)
 
