@@ -111,8 +111,7 @@ def gllbsc_parity(rows, mae, title="validation"):
 
 def candidate_gaps(rows):
     """Target, prediction and two ab initio gaps of each candidate (a metal: 0); the label says which theory each symbol is."""
-    from .gllbsc import counted
-    rows = sorted(({**r, "gllbsc": counted(r, "indirect")} for r in rows), key=lambda r: (r["gllbsc"] or 0, r["pbe"] or 0))
+    rows = sorted(rows, key=lambda r: (r["gllbsc"] or 0, r["pbe"] or 0))
     fig, ax = plt.subplots(figsize=(9.5, 4.2))
     x = np.arange(len(rows))
     pick = lambda key: [np.nan if r.get(key) is None else r[key] for r in rows]

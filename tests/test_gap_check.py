@@ -101,7 +101,7 @@ def test_what_is_known_of_exported_gaps_is_added_once(monkeypatch, tmp_path):
     from pymatgen.core import Lattice, Structure
     Structure(Lattice.cubic(4.0), ["K", "Mg", "F", "F", "F"], candidates.crystal.PEROVSKITE).to(filename=str(tmp_path / "KMgF3.cif"))
     pd.DataFrame({"formula": ["KMgF3"], "target": [1.0], "pbe_gap": [1.15]}).to_csv(tmp_path / "candidates.csv", index=False)
-    row = {"formula": "KMgF3", "pbe": 1.3, "status": "ok", "gap": True, "indirect": 2.5}
+    row = {"formula": "KMgF3", "pbe": 1.3, "gllbsc": 2.5}
     monkeypatch.setattr(results, "read_run", lambda *a: {"curve": [row]})
     monkeypatch.setattr(oqmd, "distances", lambda numbers: np.array([[0.01, np.nan]]))
     for _ in range(2):
