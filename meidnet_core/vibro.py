@@ -6,6 +6,7 @@ settings that its wheel lacks (default_settings.json) are given as arguments. It
 and takes no seed but Python's and numpy's. The search of ours on the same genes is meidnet_core.repair.
 
     python -m meidnet_core.vibro KTaSe3 --generations 2 --population 3       # -> data/results/vibroml
+    python -m meidnet_core.vibro KTaSe3 --delta 0.05 0.03 0.01 --fmax 0.05 0.01 0.005    # a sweep of three points first
 """
 
 import argparse
@@ -166,6 +167,9 @@ def main():
     parser.add_argument("--potential", default="sevennet-0")
     for name, value in (("generations", 2), ("population", 3), ("offspring", 3), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    for name, values, what in (("delta", [0.03], "points of the sweep, angstrom"), ("fmax", [0.05], "points of the sweep, eV/angstrom"),
+                               ("scales", [0.5], "first cells: of the displacement"), ("ratios", [0.0, 1.0], "first cells: of two modes")):
+        parser.add_argument(f"--{name}", type=float, nargs="+", default=values, help=what)
     options = vars(parser.parse_args())
     for formula in options.pop("formulas"):
         print(measure(formula, **options))

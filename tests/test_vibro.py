@@ -101,3 +101,14 @@ def test_its_search_goes_below_the_cubic_phase(tmp_path):
     best = out["rows"][0]
     assert out["soft"] and best["energy_per_atom"] < row["energy_per_atom"] - 0.05
     assert relax.to_atoms((best["lattice"], best["symbols"], best["frac"])).get_chemical_symbols().count("Se") % 3 == 0
+
+
+def test_the_command_line_hands_the_points_of_the_sweep_over(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(vibro, "measure", lambda formula, **options: asked.update({formula: options}))
+    monkeypatch.setattr(sys, "argv", "vibro KTaSe3 --delta 0.05 0.01 --fmax 0.05 0.01 --scales 0.3 0.6 --generations 9".split())
+    vibro.main()
+    options = asked["KTaSe3"]
+    assert options["delta"] == [0.05, 0.01] and options["scales"] == [0.3, 0.6] and options["ratios"] == [0.0, 1.0]
+    assert options["generations"] == 9 and options["population"] == 3
+    assert vibro.settings(delta=options["delta"], fmax=options["fmax"]) == [[(2, 2, 2)] * 2, [0.05, 0.01], [0.05, 0.01]]
