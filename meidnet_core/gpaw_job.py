@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-STRAINS = (-0.02, -0.01, 0.0, 0.01, 0.02)      # of the lattice constant, five points of the equation of state; more at an edge
-MOST = 9                                       # points of an equation of state
+STRAINS = (0.0, 0.01, -0.01, 0.02, -0.02)      # of the lattice constant, in this order: the first NEAREST in any case
+NEAREST, ENOUGH, MOST = 3, 5, 9                # points of an equation of state
 EMPTY = 14                                     # empty bands at most: in large cells the highest would take most of the time
-LOOSE = {"energy": 1e-5, "density": 1e-3, "eigenstates": 3e-4}      # of strained cells: energies to 0.1 meV in half the steps
+LOOSE = {"energy": 3e-5, "density": 1e-3, "eigenstates": 3e-4}      # of strained cells: energies to 0.1 meV in half the steps
 DENSE = {"energy": 1e-5, "density": 1e-4, "eigenstates": 1e-6}      # of the self-consistent run
 MIXING = {"bold": ((0.4, 8, 20), (0.25, 8, 20)), "careful": ((0.1, 5, 50), (0.05, 5, 50))}   # without and with spin; see energy()
 BOLD_STEPS = 60                                # after so many without convergence the careful mixing starts anew
@@ -87,15 +87,19 @@ def write(folder, step, record):
 # ---- steps --------------------------------------------------------------------------------------
 
 def next_strain(points, start):
-    """Strain of the next point of the equation of state of a cell of volume `start`, or None when (volume, energy) points are enough:
-    those of STRAINS, then more beyond an edge at which the lowest energy lies, MOST in all."""
+    """Strain of the next point of the equation of state of a cell of volume `start`, or None when (volume, energy) points are enough.
+
+    The NEAREST points first; then beyond the edge at which the lowest energy lies, MOST in all; with a minimum inside, ENOUGH in all.
+    """
     done = {round((v / start) ** (1 / 3) - 1, 4): e for v, e in points}
-    for strain in STRAINS:
-        if strain not in done:
-            return strain
+    missing = [strain for strain in STRAINS if strain not in done]
+    if missing and len(done) < NEAREST:
+        return missing[0]
     lowest = min(done, key=done.get)
     beyond = {min(done): -0.01, max(done): 0.01}.get(lowest)
-    return round(lowest + beyond, 4) if beyond and len(done) < MOST else None
+    if beyond:
+        return round(lowest + beyond, 4) if len(done) < MOST else None
+    return missing[0] if missing and len(done) < ENOUGH else None
 
 
 def eos(job, folder):
@@ -176,7 +180,7 @@ def fixed(job, folder, step, kpts, extra):
         words = {"nbands": keep, "basis": basis_sets(job)}
     else:
         keep = occupied + min(max(8, occupied // 3), EMPTY)
-        enough = {"bands": keep, "eigenstates": 1e-4}                    # levels to 0.01 meV
+        enough = {"bands": keep, "eigenstates": 3e-4}                    # levels to 0.1 meV
         words = {"nbands": keep + max(extra, occupied // 5), "maxiter": 200, "convergence": enough}
     fixed = ground.fixed_density(kpts=kpts, symmetry={} if step == "dos" else "off", txt=str(folder / f"{step}.txt"), **words)
     return ground, fixed, keep

@@ -535,15 +535,29 @@ def points_at(energies):
     return [[(1 + s) ** 3, e] for s, e in energies.items()]
 
 
-def test_the_next_strain():
-    assert gpaw_job.next_strain([], 1.0) == gpaw_job.STRAINS[0]
-    well = dict(zip(gpaw_job.STRAINS, [2.0, 1.0, 0.0, 1.0, 2.0]))
-    assert gpaw_job.next_strain(points_at(well), 1.0) is None
-    assert gpaw_job.next_strain(points_at({s: e for s, e in well.items() if s != 0.01}), 1.0) == 0.01
-    down, up = ({s: sign * s for s in well} for sign in (1, -1))
-    assert gpaw_job.next_strain(points_at(down), 1.0) == -0.03 and gpaw_job.next_strain(points_at(up), 1.0) == 0.03
-    assert gpaw_job.next_strain(points_at(down | {-0.03: 1.0}), 1.0) is None                 # now the lowest is inside
-    assert gpaw_job.next_strain(points_at(down | {-0.03: -0.03, -0.04: -0.04, -0.05: -0.05, -0.06: -0.06}), 1.0) is None      # enough
+def asked_of(energy):
+    """The strains at which next_strain asks for the energy of a cell, in their order."""
+    done = {}
+    while (strain := gpaw_job.next_strain(points_at(done), 1.0)) is not None:
+        done[strain] = energy(strain)
+    return list(done)
+
+
+def test_a_minimum_near_the_start_takes_the_five_points_around_it():
+    for lowest in (0.0, 0.004, -0.004, 0.011, -0.011):
+        assert sorted(asked_of(lambda s: (s - lowest) ** 2)) == sorted(gpaw_job.STRAINS)
+
+
+def test_points_follow_a_minimum_that_lies_elsewhere():
+    assert asked_of(lambda s: (s - 0.021) ** 2) == [0.0, 0.01, -0.01, 0.02, 0.03]           # five, the lowest inside
+    assert asked_of(lambda s: (s + 0.033) ** 2) == [0.0, 0.01, -0.01, -0.02, -0.03, -0.04]
+    assert len(asked_of(lambda s: s)) == len(asked_of(lambda s: -s)) == gpaw_job.MOST       # never found: the fit says so
+
+
+def test_points_of_a_killed_run_are_not_asked_for_again():
+    kept = {-0.02: 2.0, -0.01: 1.0, 0.0: 0.0}                                                # in the order of an older version
+    assert gpaw_job.next_strain(points_at(kept), 1.0) == 0.01
+    assert gpaw_job.next_strain(points_at(kept | {0.01: 1.0}), 1.0) == 0.02
 
 
 def test_later_steps_stand_at_the_volume_of_the_equation_of_state(tmp_path):
