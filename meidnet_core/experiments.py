@@ -83,8 +83,10 @@ def required(cfg, device="auto"):
     """The committed model of a configuration; CheckpointError with the command that trains it when it is not there."""
     found = stored(cfg, device)
     if not found:
+        preset = next((k for k, p in PRESETS.items() if (p.dataset, p.name) == (cfg.dataset, cfg.name)), cfg.name)
+        split = "" if cfg.split_scheme == "cdvae" else f" --split-scheme {cfg.split_scheme}"
         raise checkpoint.CheckpointError(f"{path_of(cfg)}: not there or of another configuration; run "
-                                         f"`python -m meidnet_core.experiments {cfg.dataset.replace('_', '-')} --seed {cfg.seed}`")
+                                         f"`python -m meidnet_core.experiments {preset}{split} --seed {cfg.seed}`")
     return found[0]
 
 

@@ -5,7 +5,9 @@ at the tolerances of CDVAE (Xie et al. 2021) or at pymatgen's own, in parallel o
 """
 
 import os
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 
@@ -15,6 +17,7 @@ CDVAE = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10}
 DEFAULT = {"ltol": 0.2, "stol": 0.3, "angle_tol": 5}
 TOLERANCES = {"cdvae": CDVAE, "default": DEFAULT}
 MIN_DISTANCE = 0.5        # angstrom; closer atoms make a prediction invalid, which counts as no match (CDVAE)
+STATES = "smact14"        # oxidation states of smact 2.2.1, which CDVAE's code asks
 
 
 def decoded_cells(decoded, elements):
@@ -35,7 +38,7 @@ def true_cells(crystals):
 def match_one(job):
     """(predicted cell, true cell, tolerances) -> RMS distance over (V/N)^(1/3), NaN when they do not match.
 
-    A cell that cannot exist (no atoms, impossible lattice, overlapping atoms) does not match.
+    A cell that cannot exist (no atoms, impossible lattice, overlapping atoms) does not match. `score` has the rest of the rule.
     """
     import warnings
 
@@ -80,9 +83,29 @@ def summary(rms):
 
 
 def score(predicted, true, processes=None):
-    """Both sets of tolerances: ({sm_cdvae, rmse_cdvae, sm_default, rmse_default}, {name: RMS distances (M,)})."""
+    """Both sets of tolerances: ({sm_cdvae, rmse_cdvae, sm_default, rmse_default, sm_rule, sm_rule_ceiling}, {name: RMS distances (M,)}).
+
+    sm_rule: the match rate (%) by the whole rule of CDVAE's code, which counts an `allowed` composition only; no decoder can be
+    above sm_rule_ceiling, the share of the true cells that it allows.
+    """
     rms = {name: match(predicted, true, tolerances, processes) for name, tolerances in TOLERANCES.items()}
-    return {f"{k}_{name}": v for name, r in rms.items() for k, v in summary(r).items()}, rms
+    fine = np.array([allowed(t[1]) for t in true], bool)                     # a match has the true composition
+    rule = {"sm_rule": 100 * float((fine & ~np.isnan(rms["cdvae"])).mean()), "sm_rule_ceiling": 100 * float(fine.mean())}
+    return {f"{k}_{name}": v for name, r in rms.items() for k, v in summary(r).items()} | rule, rms
+
+
+def allowed(symbols):
+    """Does CDVAE's evaluation accept this composition? One element, metals alone, or neutral with some oxidation states that follow
+    the electronegativities (smact; `smact_validity` and `RecEval` in the code of Xie et al. 2021)."""
+    counts = Counter(symbols)
+    divisor = np.gcd.reduce(list(counts.values()))
+    return _allowed("".join(f"{e}{n // divisor}" for e, n in sorted(counts.items())))
+
+
+@lru_cache(None)
+def _allowed(formula):
+    from smact.screening import smact_validity
+    return bool(smact_validity(formula, oxidation_states_set=STATES))
 
 
 def same_composition(predicted, true):
