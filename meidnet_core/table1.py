@@ -48,7 +48,7 @@ def measured(runs=None):
             found = [r for r in runs_of(runs, experiment.format(dataset)) if r["data_set"] == dataset]
             if found and not (method == "MEIDNet" and dataset == "perov_5" and experiment.endswith("-flow")):
                 rows.append({"dataset": dataset, "method": method, **summary(found, form)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame([row for row in rows if np.isfinite(row["sm"])])
 
 
 def summary(found, form):

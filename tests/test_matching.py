@@ -156,3 +156,19 @@ def test_the_ideal_prototype_matches_most_real_perovskites(real):
     true = matching.true_cells(crystals)
     rate = lambda kind: summary(match(matching.trivial(crystals, kind), true, CDVAE, 1))["sm"]
     assert rate("prototype") > 95 and rate("swapped") < 10 and rate("wrong_element") == 0
+
+
+@pytest.mark.parametrize("symbols, expected", [
+    (["C"] * 8, True), (["Fe", "Co"], True),                              # one element; metals alone
+    (["Sr", "Ti", "O", "O", "O"], True), (["Sr", "Ti", "O", "O", "O"] * 2, True),
+    (["Na", "Cl", "Cl"], False), (["O", "F", "F", "F", "F", "F"], False)])
+def test_compositions_that_the_whole_rule_allows(symbols, expected):
+    assert matching.allowed(symbols) is expected
+
+
+def test_a_match_of_a_composition_that_is_not_allowed_counts_by_tolerances_alone():
+    odd = cell(symbols=["Na", "Cl", "Cl"], frac=PEROVSKITE[:3])
+    moved = cell(symbols=["Ti", "Sr", "O", "O", "O"])
+    m, rms = matching.score([cell(), odd, moved, cell()], [cell(), odd, cell(), cell()], processes=1)
+    assert m["sm_cdvae"] == 75 and m["sm_rule"] == 50 and m["sm_rule_ceiling"] == 75
+    assert np.isnan(rms["cdvae"]).tolist() == [False, False, True, False]

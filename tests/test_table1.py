@@ -53,3 +53,37 @@ def test_who_is_first_is_asked_on_every_data_set(monkeypatch):
         monkeypatch.setattr(table1.results, "read_runs", lambda root, runs=runs: runs)
         table1.record()
         assert written["claims"]["t1.first"]["value"] == first == written["metrics"]["mp_20"] and written["metrics"]["perov_5"] == 1.0
+
+
+def test_the_whole_rule_is_a_run_file_of_every_committed_model(monkeypatch):
+    written, rates = {}, [{"sm_cdvae": 86.0, "sm_rule": v, "sm_rule_ceiling": 91.0} for v in (80.0, 78.0)]
+    monkeypatch.setattr(table1, "committed", lambda dataset: iter(rates))
+    monkeypatch.setattr(table1.data, "load", lambda dataset, split: range(9046))
+    monkeypatch.setattr(table1.results, "write_run", lambda experiment, run, **words: written.update({run: words}))
+    table1.record_rule("mp_20")
+    m = written["rule-mp_20"]["metrics"]
+    assert m == {"sm_cdvae": 86.0, "sm_rule": 79.0, "sm_rule_ceiling": 91.0, "sm_rule_sd": pytest.approx(2**0.5), "models": 2}
+    assert written["rule-mp_20"]["n"] == 9046 and written["rule-mp_20"]["split"] == "test"
+    rates.pop()
+    table1.record_rule("carbon_24")
+    assert "sm_rule_sd" not in written["rule-carbon_24"]["metrics"]                # one model has no spread
+
+
+def test_trivial_oracle_and_ceiling_stand_beside_ours(monkeypatch):
+    runs = [run("mp_20-flow", f"seed{k}", sm_cdvae=v) for k, v in enumerate((85.0, 87.0))]
+    runs += [run("carbon_24-flow", sm_cdvae=95.0), run("perov_5-structure", sm_cdvae_alone=99.9)]
+    runs += [run("trivial", "mp_20", random_sites_sm_cdvae=17.0, nearest_shape_sm_cdvae=78.0)]
+    rule = run("table1", "rule-mp_20", sm_rule=79.0, sm_rule_ceiling=91.0, models=1)
+    monkeypatch.setattr(table1.results, "read_runs", lambda folder: [rule])
+    frame = table1.beside(table1.table(runs)).set_index("data set")
+    row = frame.loc["MP-20"]
+    assert (row["published (%)"], row["here (%)"], row["trivial (%)"], row["best oracle (%)"]) == (72.35, 86.0, 17.0, 78.0)
+    assert (row["ceiling (%)"], row["here, whole rule (%)"], row["its ceiling (%)"]) == (100.0, 79.0, 91.0)
+    assert math.isnan(frame.loc["Carbon-24", "its ceiling (%)"]) and math.isnan(frame.loc["Carbon-24", "trivial (%)"])
+
+
+def test_a_data_set_that_is_not_in_the_table_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["table1", "rule", "mp20"])
+    with pytest.raises(SystemExit):
+        table1.main()
+    assert "no data set mp20: choose from perov_5, carbon_24, mp_20" in capsys.readouterr().err
