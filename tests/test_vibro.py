@@ -112,3 +112,21 @@ def test_the_command_line_hands_the_points_of_the_sweep_over(monkeypatch):
     assert options["delta"] == [0.05, 0.01] and options["scales"] == [0.3, 0.6] and options["ratios"] == [0.0, 1.0]
     assert options["generations"] == 9 and options["population"] == 3
     assert vibro.settings(delta=options["delta"], fmax=options["fmax"]) == [[(2, 2, 2)] * 2, [0.05, 0.01], [0.05, 0.01]]
+
+
+@pytest.mark.parametrize("lowest, rows, expected", [((-1.0, 0.2, 0.2), 1, 2), ((-1.0, -0.8, -0.7), 1, 3), ((-1.0, 0.2, 0.2), 0, 1)])
+def test_rounds_go_on_below_a_soft_cell_and_end_at_a_stable_one(monkeypatch, tmp_path, lowest, rows, expected):
+    """rows: cells that a search after the first finds."""
+    cells, given = [{"energy_per_atom": -3.0 - k, "lattice": FCC[0], "symbols": FCC[1], "frac": [[0.1 * k, 0, 0]]} for k in range(3)], []
+
+    def search(cell, calculator, folder, **options):
+        given.append((cell[2][0][0], folder.name, options))
+        return {"lowest": -1.5, "soft": True, "setting": {}, "rows": cells[len(given) - 1:][:1 if len(given) == 1 else rows]}
+    monkeypatch.setattr(vibro, "search", search)
+    monkeypatch.setattr(repair, "examine", lambda cell, calculator: cells[len(given) - 1] | {
+        "status": "ok", "lowest": lowest[len(given) - 1], "lowest_exact": lowest[len(given) - 1]})
+    monkeypatch.setattr(repair, "stable", lambda best: best["lowest"] > 0)
+    done = vibro.in_rounds("Cu", FCC, EMT(), tmp_path, rounds=3, generations=4)
+    assert len(done) == expected and [best["lowest"] for _, best in done] == list(lowest[:expected])
+    assert [g[1] for g in given] == [f"round{k}" for k in range(len(given))] and all(g[2] == {"generations": 4} for g in given)
+    assert [g[0] for g in given] == [0.0, 0.0, 0.1][:len(given)]                      # each below the best of the round before
