@@ -203,3 +203,16 @@ def test_reconstruct_keeps_the_order_of_the_cells(mixed, build, monkeypatch):
     found = cdvae.reconstruct(model.eval(), t, block=4)
     expected = seen(model.encode(t)[0].detach())
     assert [round(a[1] - b[1], 3) for a, b in zip(found, expected, strict=True)] == [0] * 9
+
+
+@pytest.mark.parametrize("epochs, folder", [(cdvae.Settings.epochs, "perov_5-cdvae-small"), (3, "perov_5-cdvae-small3")])
+def test_another_length_is_a_run_of_its_own(perovskites, build, cfg, monkeypatch, epochs, folder):
+    crystals, written = perovskites(4), []
+    model, tensors = build(crystals)
+    history = [dict.fromkeys(("coords", "composition", "lattice", "kl"), 0.0)]
+    splits = ({"train": tensors, "test": tensors}, {"test": crystals})
+    monkeypatch.setattr(cdvae, "prepare", lambda cfg: (None, *splits))
+    monkeypatch.setattr(cdvae, "train", lambda *args: (model, history, 1.0))
+    monkeypatch.setattr(cdvae.results, "write_run", lambda experiment, run, **words: written.append((experiment, words["config"]["epochs"])))
+    cdvae.run(replace(cfg, epochs=epochs, cells=4), processes=1)
+    assert written == [(folder, 1)]                                           # the epochs that were reached
