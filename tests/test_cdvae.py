@@ -213,6 +213,7 @@ def test_another_length_is_a_run_of_its_own(perovskites, build, cfg, monkeypatch
     splits = ({"train": tensors, "test": tensors}, {"test": crystals})
     monkeypatch.setattr(cdvae, "prepare", lambda cfg: (None, *splits))
     monkeypatch.setattr(cdvae, "train", lambda *args: (model, history, 1.0))
-    monkeypatch.setattr(cdvae.results, "write_run", lambda experiment, run, **words: written.append((experiment, words["config"]["epochs"])))
+    keep = lambda experiment, run, config, **words: written.append((experiment, config["epochs"]))
+    monkeypatch.setattr(cdvae.results, "write_run", keep)
     cdvae.run(replace(cfg, epochs=epochs, cells=4), processes=1)
     assert written == [(folder, 1)]                                           # the epochs that were reached
