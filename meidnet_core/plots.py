@@ -315,19 +315,20 @@ def gap_parity(table, mae):
     return fig
 
 
-def dimensions(groups, chosen=128):
-    """Reconstruction loss and exact composition (%) of the test split against latent dimension and training time, {dimension: runs}."""
+def dimensions(groups, costs, chosen=128):
+    """Reconstruction loss and exact composition (%) of the test split against latent dimension and cost, {dimension: runs} and
+    {dimension: 10^12 operations of a training}."""
     fig, axes = plt.subplots(1, 3, figsize=(10.5, 3.6))
     for ax, key in zip(axes, ("reconstruction", "exact_composition", "exact_composition")):
         for d, runs in groups.items():
-            y, minutes = seeds.values(runs, key), seeds.values(runs, "seconds") / 60
-            x = minutes if ax is axes[2] else np.full(len(y), int(d))
+            y = seeds.values(runs, key)
+            x = np.full(len(y), costs[d] if ax is axes[2] else int(d))
             ax.plot(x, y, "o", ms=4, color=SKY)
             ax.errorbar(x.mean(), y.mean(), seeds.spread(y), fmt="o", color=BLUE, capsize=4)
             if ax is axes[2]:
                 ax.annotate(d, (x.mean(), y.mean()), (6, 4), textcoords="offset points", fontsize=8)
         ax.set(ylabel="reconstruction loss, test" if key == "reconstruction" else "exact composition (%), test",
-               xlabel="training (min, one CPU thread)" if ax is axes[2] else "latent dimension")
+               xlabel="training ($10^{12}$ operations)" if ax is axes[2] else "latent dimension")
     for ax in axes[:2]:
         ax.set_xscale("log", base=2)
         ax.set_xticks([int(d) for d in groups], list(groups), fontsize=9)

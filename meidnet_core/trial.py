@@ -51,6 +51,18 @@ def first_spread(cfg, splits, cells=VAL_CELLS):
     return {"cells": float(logits.std(0).mean()), "sites": float(logits.std(1).mean())}
 
 
+def cost(cfg, splits, cells=32):
+    """Floating-point operations of a whole training (10^12), forward and backward: counted on one batch of `cells` by torch
+    (matrix products alone), times the training cells and the epochs. Unlike a time, no busy machine changes it."""
+    from torch.utils.flop_counter import FlopCounterMode
+    torch.manual_seed(cfg.seed)
+    train_cells = splits.tensors["train"]
+    model = MEIDNet(cfg, shape_of(train_cells, splits.elements, cfg))
+    with FlopCounterMode(display=False) as counter:
+        losses.total_loss(model, {k: t[:cells] for k, t in train_cells.items()}, 1.0)[0].backward()
+    return counter.get_total_flops() / cells * len(train_cells["species"]) * cfg.epochs / 1e12
+
+
 def trained(cfg, splits, cells=None, state=None, progress=False, device="auto"):
     """Train on `cells` training cells (all by default); the history holds the proxies on val as val_exact, val_cosine, ..."""
     val = subset(splits.tensors["val"])

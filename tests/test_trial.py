@@ -49,3 +49,10 @@ def test_the_subset_is_fixed(splits):
 def test_crystals_differ_little_for_an_untrained_model_without_residuals(sweep, splits):
     plain, residual = (trial.first_spread(sweep.with_(residual=r), splits, 10) for r in (False, True))
     assert 0 < plain["cells"] < 0.1 * residual["cells"] and plain == trial.first_spread(sweep.with_(residual=False), splits, 10)
+
+
+def test_the_cost_of_a_training_is_counted_not_timed(sweep, splits):
+    changed = (sweep, sweep.with_(latent=4 * sweep.latent), sweep.with_(epochs=3 * sweep.epochs))
+    small, large, longer = (trial.cost(cfg, splits) for cfg in changed)
+    assert 0 < small < large and longer == pytest.approx(3 * small)
+    assert trial.cost(sweep, splits, cells=4) == pytest.approx(trial.cost(sweep, splits, cells=8), rel=0.2)
