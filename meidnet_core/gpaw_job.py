@@ -176,13 +176,14 @@ def fixed(job, folder, step, kpts, extra):
     from gpaw import GPAW
     occupied = int(np.ceil(read(folder, "scf")["electrons"] / 2))
     ground = GPAW(folder / "scf.gpw", txt=None)
+    ground.parameters["eigensolver"] = None                              # GPAW's own for the mode, not that of the density
     if job.get("basis"):
         keep = occupied + max(8, occupied // 2)                          # empty bands cost nothing here
         ground.parameters["mode"] = {"name": "lcao"}                     # fixed_density takes the mode from there
         words = {"nbands": keep, "basis": basis_sets(job)}
     else:
         keep = occupied + min(max(8, occupied // 3), EMPTY)
-        enough = {"bands": keep, "eigenstates": 5e-4}                    # levels to 0.2 meV
+        enough = {"bands": keep, "eigenstates": 1e-3}                    # levels to 0.6 meV
         words = {"nbands": keep + max(extra, occupied // 5), "maxiter": 200, "convergence": enough}
     fixed = ground.fixed_density(kpts=kpts, symmetry={} if step == "dos" else "off", txt=str(folder / f"{step}.txt"), **words)
     return ground, fixed, keep
