@@ -31,14 +31,12 @@ NEAR = 2.0                                     # eV around the Fermi level, of t
 
 def calculator(job, folder, step, mixing="careful", **changes):
     """A GPAW calculator for one step; everything that the numbers depend on comes from job["settings"]."""
-    from gpaw import GPAW, PW, Davidson, FermiDirac, Mixer, MixerSum
+    from gpaw import GPAW, PW, FermiDirac, Mixer, MixerSum
     s, spin = job["settings"], bool(job["magmoms"])
     steps = min(BOLD_STEPS, s["maxiter"]) if mixing == "bold" else s["maxiter"]
     words = dict(mode=PW(s["cutoff"]), xc=job["xc"], kpts={"size": s["kpts"], "gamma": s["gamma"]}, occupations=FermiDirac(s["smearing"]),
                  convergence=DENSE, maxiter=steps, mixer=(MixerSum if spin else Mixer)(*MIXING[mixing][spin]), setups=job["setups"],
                  txt=str(folder / f"{step}.txt"))
-    if spin and mixing == "bold":                                    # where the density takes longer than the levels (lab notes)
-        words["eigensolver"] = Davidson(1)
     if len(job["cell"][1]) < 3:                                      # GPAW's default leaves a potassium atom no empty band
         words["nbands"] = -4
     return GPAW(**(words | changes))
@@ -107,11 +105,13 @@ def next_strain(points, start):
 def eos(job, folder):
     """Energies (eV) of uniformly strained cells, kept one by one, and the volume of the fitted minimum (Birch-Murnaghan)."""
     from ase.eos import EquationOfState
+    from gpaw import Davidson
     points, start = read(folder, "eos-points") or [], atoms_of(job).get_volume()
+    changes = {"convergence": LOOSE} | ({"eigensolver": Davidson(1)} if job["magmoms"] else {})     # with spin the density is what takes long
     while (strain := next_strain(points, start)) is not None:
         atoms = atoms_of(job)
         atoms.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
-        points.append([atoms.get_volume(), energy(atoms, job, folder, "eos", convergence=LOOSE)])
+        points.append([atoms.get_volume(), energy(atoms, job, folder, "eos", **changes)])
         write(folder, "eos-points", points)
     volumes, energies = np.array(sorted(points)).T
     v0, e0, bulk = EquationOfState(volumes, energies, eos="birchmurnaghan").fit()
@@ -176,7 +176,6 @@ def fixed(job, folder, step, kpts, extra):
     from gpaw import GPAW
     occupied = int(np.ceil(read(folder, "scf")["electrons"] / 2))
     ground = GPAW(folder / "scf.gpw", txt=None)
-    ground.parameters["eigensolver"] = None                              # GPAW's own for the mode, not that of the density
     if job.get("basis"):
         keep = occupied + max(8, occupied // 2)                          # empty bands cost nothing here
         ground.parameters["mode"] = {"name": "lcao"}                     # fixed_density takes the mode from there
