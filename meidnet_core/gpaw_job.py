@@ -107,7 +107,7 @@ def eos(job, folder):
     from ase.eos import EquationOfState
     from gpaw import Davidson
     points, start = read(folder, "eos-points") or [], atoms_of(job).get_volume()
-    changes = {"convergence": LOOSE} | ({"eigensolver": Davidson(1)} if job["magmoms"] else {})     # with spin the density is what takes long
+    changes = {"convergence": LOOSE} | ({"eigensolver": Davidson(1)} if job["magmoms"] else {})      # with spin the density takes longer
     while (strain := next_strain(points, start)) is not None:
         atoms = atoms_of(job)
         atoms.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
