@@ -11,8 +11,8 @@ CURVE = "species coords lattice adjacency nce alpha val_exact val_cosine val_l2d
 VAL_CELLS, TEST_CELLS = 500, 500                                        # proxies of an epoch; StructureMatcher at the end
 
 
-def chosen(size, count):
-    """Indices of `count` of `size` cells, the same for every run."""
+def chosen(size, count=None):
+    """Indices of `count` (all by default) of `size` cells, the same for every run."""
     return np.sort(np.random.default_rng(0).permutation(size)[:count])
 
 

@@ -56,16 +56,19 @@ def test_who_is_first_is_asked_on_every_data_set(monkeypatch):
 
 
 def test_the_whole_rule_is_a_run_file_of_every_committed_model(monkeypatch):
-    written, rates = {}, [{"sm_cdvae": 86.0, "sm_rule": v, "sm_rule_ceiling": 91.0} for v in (80.0, 78.0)]
-    monkeypatch.setattr(table1, "committed", lambda dataset: iter(rates))
-    monkeypatch.setattr(table1.data, "load", lambda dataset, split: range(9046))
+    written, rates = {}, [{"sm_cdvae": 86.0, "sm_rule": v, "sm_rule_ceiling": 90.0} for v in (80.0, 78.0)]    # of few cells: not its own
+    monkeypatch.setattr(table1, "committed", lambda dataset, count: iter(rates))
+    monkeypatch.setattr(table1.data, "load", lambda dataset, split: None)
+    cells = [(None, symbols, None) for symbols in [["Sr", "Ti", "O", "O", "O"]] * 91 + [["Na", "Cl", "Cl"]] * 9]
+    monkeypatch.setattr(table1.matching, "true_cells", lambda crystals: cells)
     monkeypatch.setattr(table1.results, "write_run", lambda experiment, run, **words: written.update({run: words}))
     table1.record_rule("mp_20")
     m = written["rule-mp_20"]["metrics"]
     assert m == {"sm_cdvae": 86.0, "sm_rule": 79.0, "sm_rule_ceiling": 91.0, "sm_rule_sd": pytest.approx(2**0.5), "models": 2}
-    assert written["rule-mp_20"]["n"] == 9046 and written["rule-mp_20"]["split"] == "test"
+    assert written["rule-mp_20"]["n"] == 100 and written["rule-mp_20"]["split"] == "test"
     rates.pop()
-    table1.record_rule("carbon_24")
+    table1.record_rule("carbon_24", 20)
+    assert written["rule-carbon_24"]["n"] == written["rule-carbon_24"]["config"]["cells"] == 20
     assert "sm_rule_sd" not in written["rule-carbon_24"]["metrics"]                # one model has no spread
 
 
