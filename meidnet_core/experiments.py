@@ -222,16 +222,26 @@ def record_workflow(cfg, target=(1.2, -0.025), count=1000, steps=150):
                       seed=cfg.seed, data_set=cfg.dataset, split="test", n=count, metrics=m, claims=claims, wall_time_s=time.time() - start)
 
 
+def record_speed():
+    """data/results/training-speed/production-seed<k>.json: minutes that the committed production models took, from their headers."""
+    for path in sorted(CHECKPOINTS.glob("perov_5_production_seed*.safetensors")):
+        _, meta = checkpoint.read(path)
+        cfg, minutes = Config.from_dict(meta["config"]), meta["seconds"] / 60
+        claim = {"value": minutes, "split": f"{cfg.epochs} epochs, one CPU thread beside other work"}
+        results.write_run("training-speed", f"production-seed{cfg.seed}", config=cfg.to_dict(), seed=cfg.seed, data_set=cfg.dataset,
+                          split="train", n=1, metrics={"minutes": minutes}, claims={"x.speed.cpu": claim}, wall_time_s=meta["seconds"])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("preset", choices=[*PRESETS, "data", "workflow", "card"], help="a configuration to train, or what else to record")
+    parser.add_argument("preset", choices=[*PRESETS, "data", "workflow", "speed", "card"], help="a configuration to train, or what else to record")
     parser.add_argument("--dataset", choices=list(data.LABELS), help="default: that of the preset")
     parser.add_argument("--split-scheme", default="cdvae", choices=SPLIT_SCHEMES)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    other = {"data": record_data, "card": write_card, "workflow": lambda: record_workflow(config_for("paper", seed=args.seed))}
+    other = {"data": record_data, "card": write_card, "speed": record_speed, "workflow": lambda: record_workflow(config_for("paper", seed=args.seed))}
     if args.preset in other:
         other[args.preset]()
         return results.write_claims()
