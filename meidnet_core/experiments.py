@@ -234,7 +234,8 @@ def record_speed():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("preset", choices=[*PRESETS, "data", "workflow", "speed", "card"], help="a configuration to train, or what else to record")
+    also = ("data", "workflow", "speed", "card")
+    parser.add_argument("preset", choices=[*PRESETS, *also], help="a configuration to train, or what else to record")
     parser.add_argument("--dataset", choices=list(data.LABELS), help="default: that of the preset")
     parser.add_argument("--split-scheme", default="cdvae", choices=SPLIT_SCHEMES)
     parser.add_argument("--seed", type=int, default=0)
