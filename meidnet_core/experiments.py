@@ -242,7 +242,8 @@ def main():
     parser.add_argument("--epochs", type=int)
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    other = {"data": record_data, "card": write_card, "speed": record_speed, "workflow": lambda: record_workflow(config_for("paper", seed=args.seed))}
+    other = {"data": record_data, "card": write_card, "speed": record_speed,
+             "workflow": lambda: record_workflow(config_for("paper", seed=args.seed))}
     if args.preset in other:
         other[args.preset]()
         return results.write_claims()

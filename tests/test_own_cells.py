@@ -88,8 +88,6 @@ def test_a_missing_model_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "CHECKPOINTS", tmp_path)
     with pytest.raises(checkpoint.CheckpointError, match="extended_own.*run `python -m meidnet_core.experiments extended-own --seed 1"):
         experiments.required(own_cells.EXTENDED_OWN.with_(seed=1))
-    with pytest.raises(checkpoint.CheckpointError, match="meidnet_core.experiments structure --split-scheme grouped --seed 2"):
-        experiments.required(experiments.PRESETS["structure"].with_(seed=2, split_scheme="grouped"))
 
 
 def test_what_is_ranked_was_never_learnt_from(real_table):
