@@ -280,5 +280,6 @@ def test_summaries_answer_the_comparing_claims(place, small):
     assert best["claims"]["s1.best_dim"]["value"] == 128 and best["metrics"]["significant_all"] == 1
     fast = json.loads((place / "curriculum-speedup" / "seed0.json").read_text())
     assert fast["claims"]["f2b.speedup"]["value"] == pytest.approx((2 + 2 / 50) / (1 + 30 / 58))        # epochs to 32 %
+    assert fast["claims"]["f2b.gain"]["value"] == pytest.approx(60 / 30)                                # the first epoch has under 2 %
     assert list(campaign.stored("latent", small)) == [str(d) for d in campaign.DIMENSIONS]
     assert "±" in seeds.overview(campaign.stored("latent", small), {"sm_cdvae": "SM"}).loc["128", "SM"]
