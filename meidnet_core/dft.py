@@ -43,7 +43,7 @@ PROFILES = {"quick": Settings(350, (4, 4, 4), (4, 4, 4), 0.05, 60), "paper": Set
             "gllbsc": Settings(550, (6, 6, 6), (7, 7, 7), 0.01, 0)}     # holds R, as `quick` does (no DOS); labels: gllbsc.recipe
 PBE_PROFILES = tuple(p for p in PROFILES if p != "gllbsc")
 STEPS = {"pbe": ("eos", "scf", "bands", "dos"), "polymorph": ("scf", "basis", "bands", "dos"), "waves": ("scf", "bands", "dos"),
-         "static": ("scf",), "phase": ("scf",), "relax": ("relax",), "gllbsc": ("gllbsc",)}
+         "static": ("scf",), "phase": ("scf",), "sized": ("eos", "scf"), "relax": ("relax",), "gllbsc": ("gllbsc",)}
 BASIS = "dzp"                  # atomic orbitals for bands and density of states of polymorphs: along a path, plane waves take much longer
 
 # Lanthanides with the 4f shell in the core, generated on first use: the valence 4f of PBE pins the Fermi level. 3p: trivalent; 2p:
@@ -138,7 +138,7 @@ def prepare(cell, settings, kind="pbe", moments=True, setups=None):
         raise DFTError(f"{len(given)} moments for {len(cell[1])} sites of a {kind}: one a site, and no bands")
     along = settings.path_points and "bands" in STEPS[kind]
     cell, path = band_path(cell, settings.path_points) if along else (cell, None)
-    follows = kind in ("polymorph", "waves", "phase") or (kind in ("pbe", "static") and len(cell[1]) != 5)     # 5: what they are for
+    follows = kind in ("polymorph", "waves", "phase", "sized") or (kind in ("pbe", "static") and len(cell[1]) != 5)    # 5: as they are
     settings = for_cell(settings, cell[0]) if follows else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
     tags = setups_for(cell[1], xc) | {e: t for e, t in (setups or {}).items() if e in cell[1]}

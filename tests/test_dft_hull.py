@@ -53,6 +53,27 @@ def test_products_are_listed_phases_whose_cell_is_known(phases):
     assert list(dft_hull.needed(["BaHfSe3"])) == ["BaSe-phase", "HfSe2-phase"]         # small cells first
 
 
+def test_phases_of_ytterbium_take_the_volume_of_their_setup(phases, monkeypatch):
+    """The others stay in the cell of MP-20."""
+    assert dft_hull.kind_of(["Ba", "Se"]) == "phase" and dft_hull.kind_of(["Yb", "Se"]) == "sized"
+    assert dft.STEPS["sized"] == ("eos", "scf") and dft.STEPS["phase"] == ("scf",)
+    asked = {}
+    monkeypatch.setattr(dft_hull, "needed", lambda formulas: {"YbSe-phase": cell(["Yb", "Se"]), "BaSe-phase": cell(["Ba", "Se"])})
+    monkeypatch.setattr(dft, "frozen_4f", lambda symbol, tag: tag)
+    keep = lambda name, cell, profile, kind, ranks, **words: asked.update({name: (kind, words["setups"])}) or {"status": "ok", "seconds": 1}
+    monkeypatch.setattr(dft, "run", keep)
+    monkeypatch.setattr("sys.argv", ["dft_hull", "phases", "--materials", "YbScSe3"])
+    dft_hull.main()
+    assert asked == {"YbSe-phase": ("sized", {"Yb": "2p"}), "BaSe-phase": ("phase", {})}
+
+
+def test_a_sized_phase_has_meshes_of_its_cell():
+    quick = dft.PROFILES["quick"]
+    job = dft.prepare(cell(["Ba", "Se"], 2.6), quick, "sized")
+    assert job["settings"]["kpts"] == dft.prepare(cell(["Ba", "Se"], 2.6), quick, "phase")["settings"]["kpts"] != quick.kpts
+    assert job["steps"] == ("eos", "scf") and job["path"] is None
+
+
 def test_the_material_itself_counts_as_another_polymorph(phases, monkeypatch):
     same = cell(FORMULA)
     lists(monkeypatch, LISTED | {hull.reduced(FORMULA): -3.0})
