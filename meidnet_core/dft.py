@@ -138,8 +138,8 @@ def prepare(cell, settings, kind="pbe", moments=True, setups=None):
         raise DFTError(f"{len(given)} moments for {len(cell[1])} sites of a {kind}: one a site, and no bands")
     along = settings.path_points and "bands" in STEPS[kind]
     cell, path = band_path(cell, settings.path_points) if along else (cell, None)
-    follows = kind in ("polymorph", "waves", "phase", "sized") or (kind in ("pbe", "static") and len(cell[1]) != 5)    # 5: as they are
-    settings = for_cell(settings, cell[0]) if follows else settings
+    other = kind in ("pbe", "static") and len(cell[1]) != 5                          # than what the meshes of a profile are for
+    settings = for_cell(settings, cell[0]) if other or kind in ("polymorph", "waves", "phase", "sized") else settings
     xc = "GLLBSC" if kind == "gllbsc" else "PBE"
     tags = setups_for(cell[1], xc) | {e: t for e, t in (setups or {}).items() if e in cell[1]}
     usual = lambda e: 0.0 if (e, tags.get(e)) in FROZEN_4F else MOMENTS.get(e, 0.0)

@@ -84,7 +84,7 @@ def required(cfg, device="auto"):
     found = stored(cfg, device)
     if not found:
         preset = next((k for k, p in PRESETS.items() if (p.dataset, p.name) == (cfg.dataset, cfg.name)), cfg.name)
-        split = "" if cfg.split_scheme == "cdvae" else f" --split-scheme {cfg.split_scheme}"
+        split = f" --split-scheme {cfg.split_scheme}" if scheme_of(cfg) else ""
         raise checkpoint.CheckpointError(f"{path_of(cfg)}: not there or of another configuration; run "
                                          f"`python -m meidnet_core.experiments {preset}{split} --seed {cfg.seed}`")
     return found[0]

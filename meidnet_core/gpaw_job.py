@@ -93,13 +93,13 @@ def next_strain(points, start):
     """
     done = {round((v / start) ** (1 / 3) - 1, 4): e for v, e in points}
     missing = [strain for strain in STRAINS if strain not in done]
-    if missing and len(done) < NEAREST:
+    if len(done) < NEAREST:
         return missing[0]
     lowest = min(done, key=done.get)
     beyond = {min(done): -0.01, max(done): 0.01}.get(lowest)
     if beyond:
         return round(lowest + beyond, 4) if len(done) < MOST else None
-    return missing[0] if missing and len(done) < ENOUGH else None
+    return missing[0] if len(done) < ENOUGH else None
 
 
 def eos(job, folder):

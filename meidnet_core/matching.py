@@ -5,7 +5,6 @@ at the tolerances of CDVAE (Xie et al. 2021) or at pymatgen's own, in parallel o
 """
 
 import os
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 
@@ -97,9 +96,7 @@ def score(predicted, true, processes=None):
 def allowed(symbols):
     """Does CDVAE's evaluation accept this composition? One element, metals alone, or neutral with some oxidation states that follow
     the electronegativities (smact; `smact_validity` and `RecEval` in the code of Xie et al. 2021)."""
-    counts = Counter(symbols)
-    divisor = np.gcd.reduce(list(counts.values()))
-    return _allowed("".join(f"{e}{n // divisor}" for e, n in sorted(counts.items())))
+    return _allowed("".join(sorted(symbols)))
 
 
 @lru_cache(None)

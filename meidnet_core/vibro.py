@@ -144,10 +144,10 @@ def in_rounds(name, cell, calculator, folder, rounds=1, **options):
     while len(done) < rounds:
         found = search(cell, calculator, Path(folder) / f"round{len(done)}", **options)
         best = repair.examine(repair.cell_from(found["rows"][0]), calculator) if found["rows"] else {"status": "no soft modes"}
-        if best.get("lowest") is None and not done:
-            raise VibroError(f"{name}: {best['status']}; the output of VibroML is in {folder}")
         if best.get("lowest") is None:
-            break
+            if done:
+                break
+            raise VibroError(f"{name}: {best['status']}; the output of VibroML is in {folder}")
         done.append((found, best))
         if repair.stable(best):
             break

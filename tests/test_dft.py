@@ -535,6 +535,17 @@ def points_at(energies):
     return [[(1 + s) ** 3, e] for s, e in energies.items()]
 
 
+def test_the_next_strain():
+    assert gpaw_job.next_strain([], 1.0) == gpaw_job.STRAINS[0]
+    well = dict(zip(sorted(gpaw_job.STRAINS), [2.0, 1.0, 0.0, 1.0, 2.0]))
+    assert gpaw_job.next_strain(points_at(well), 1.0) is None
+    assert gpaw_job.next_strain(points_at({s: e for s, e in well.items() if s != 0.01}), 1.0) == 0.01
+    down, up = ({s: sign * s for s in well} for sign in (1, -1))
+    assert gpaw_job.next_strain(points_at(down), 1.0) == -0.03 and gpaw_job.next_strain(points_at(up), 1.0) == 0.03
+    assert gpaw_job.next_strain(points_at(down | {-0.03: 1.0}), 1.0) is None                 # now the lowest is inside
+    assert gpaw_job.next_strain(points_at(down | {-0.03: -0.03, -0.04: -0.04, -0.05: -0.05, -0.06: -0.06}), 1.0) is None      # enough
+
+
 def asked_of(energy):
     """The strains at which next_strain asks for the energy of a cell, in their order."""
     done = {}
