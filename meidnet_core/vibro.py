@@ -138,8 +138,10 @@ def _rows(folder, calculator):
 
 def in_rounds(name, cell, calculator, folder, rounds=1, **options):
     """`search`, then again below the lowest cell of the one before for as long as that is soft: [(search, its best cell examined as in
-    repair.py)], at most `rounds`. VibroError when the first finds no soft mode, or its best fails."""
+    repair.py)], at most `rounds`. VibroError when the first finds no soft mode, or its best fails. ValueError: fewer than one."""
     from . import repair
+    if rounds < 1:
+        raise ValueError(f"{name}: rounds={rounds}, expected at least 1")
     done = []
     while len(done) < rounds:
         found = search(cell, calculator, Path(folder) / f"round{len(done)}", **options)

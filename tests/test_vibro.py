@@ -130,3 +130,8 @@ def test_rounds_go_on_below_a_soft_cell_and_end_at_a_stable_one(monkeypatch, tmp
     assert len(done) == expected and [best["lowest"] for _, best in done] == list(lowest[:expected])
     assert [g[1] for g in given] == [f"round{k}" for k in range(len(given))] and all(g[2] == {"generations": 4} for g in given)
     assert [g[0] for g in given] == [0.0, 0.0, 0.1][:len(given)]                      # each below the best of the round before
+
+
+def test_no_round_is_no_search(tmp_path):
+    with pytest.raises(ValueError, match="Cu: rounds=0"):
+        vibro.in_rounds("Cu", FCC, EMT(), tmp_path, rounds=0)
