@@ -52,11 +52,12 @@ def architecture(cfg):
     return cfg.with_(seed=0, curriculum="none", ramp=1.0)
 
 
-def groups(runs):
-    """Runs {name: Config} by architecture, in the order given."""
+def groups(runs, folder):
+    """Runs {name: Config} by architecture and by how far their states in `folder` are, in the order given: a kill between two writes,
+    or a state that is gone, sets back those runs and no others."""
     found = {}
     for name, cfg in runs.items():
-        found.setdefault(architecture(cfg), {})[name] = cfg
+        found.setdefault((architecture(cfg), checkpoint.epochs_done(Path(folder) / name)), {})[name] = cfg
     return list(found.values())
 
 
@@ -318,9 +319,10 @@ def main():
     parser.add_argument("--every", type=int, default=20, help="epochs between two writes of the states")
     args = parser.parse_args()
     runs, tensors, val, elements = unpack(args.packed, pick_device(args.device))
-    for group in groups(runs):
+    folder = Path(args.packed).parent
+    for group in groups(runs, folder):
         start = time.perf_counter()
-        done = train(list(group.values()), tensors, elements, val, Path(args.packed).parent, list(group), args.every, args.compile)
+        done = train(list(group.values()), tensors, elements, val, folder, list(group), args.every, args.compile)
         for name, run in zip(group, done):
             print(f"{name}: {'finished' if run.finished else 'not finite any more'} after {len(run.history)} epochs")
         print(f"{len(group)} runs, {time.perf_counter() - start:.0f} s", flush=True)

@@ -83,6 +83,11 @@ def device_of(path):
     return read(path)[1].get("device") if Path(path).exists() else None
 
 
+def epochs_done(path):
+    """Epochs behind a training state that `save_state` wrote; 0 when there is no such file."""
+    return read(path)[1].get("epoch", 0) if Path(path).exists() else 0
+
+
 def made_on(path):
     """{"device": name} of a training state for a run file; empty where it is not known, so that the run file says what was used here."""
     name = device_of(path)

@@ -80,6 +80,23 @@ def test_a_killed_team_goes_on_as_if_it_had_not_been(splits, cells, tmp_path):
         assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), b.model.parameters()))
 
 
+def test_a_kill_between_two_writes_sets_back_one_run(splits, cells, tmp_path):
+    """Of three runs one state is an epoch older than the others and one is gone: each goes on from where it is."""
+    runs = dict(zip(("a.safetensors", "b.safetensors", "c.safetensors"), team(PAPER, epochs=3)))
+    go_on = lambda group, **options: abreast.train(list(group.values()), cells[0], splits.elements, cells[1], tmp_path, list(group),
+                                                   every=1, progress=False, **options)
+    go_on(runs, stop_after=1)
+    older = (tmp_path / "b.safetensors").read_bytes()
+    go_on(runs, stop_after=2)
+    (tmp_path / "b.safetensors").write_bytes(older)
+    (tmp_path / "c.safetensors").unlink()
+    parts = abreast.groups(runs, tmp_path)
+    assert [list(p) for p in parts] == [[name] for name in runs]
+    assert [checkpoint.epochs_done(tmp_path / name) for name in runs] == [2, 1, 0]
+    done = [run for part in parts for run in go_on(part)]
+    assert all(run.finished and [h["epoch"] for h in run.history] == [0, 1, 2] for run in done)
+
+
 def test_the_state_it_leaves_is_one_that_train_finds_finished(splits, cells, tmp_path):
     cfg = team(PAPER)[1]
     run = abreast.train([cfg], cells[0], splits.elements, cells[1], tmp_path, ["x.safetensors"], progress=False)[0]
@@ -152,9 +169,9 @@ def test_unpack_refuses_another_file(tmp_path, splits):
         abreast.unpack(tmp_path / "absent.safetensors", "cpu")
 
 
-def test_groups_share_what_a_batch_can_share():
+def test_groups_share_what_a_batch_can_share(tmp_path):
     runs = {"a": PAPER, "b": PAPER.with_(seed=3, curriculum="none"), "c": PAPER.with_(latent=64), "d": PAPER.with_(fusion="late")}
-    assert [list(g) for g in abreast.groups(runs)] == [["a", "b"], ["c"], ["d"]]
+    assert [list(g) for g in abreast.groups(runs, tmp_path)] == [["a", "b"], ["c"], ["d"]]
 
 
 def test_held_out_ignores_labels_that_are_not_known(splits, cells):
