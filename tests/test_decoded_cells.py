@@ -70,9 +70,9 @@ def test_before_and_after_moving(monkeypatch):
     """Both stages are measured over all four requests, a composition that two of them name once."""
     row = lambda z: {"formula": f"{z[0, 0]:g}", "latent": 5.0 + z[0, 0].item(), "embedding": 5.2, "sum": 5.0, "relaxed": 5.1, "off": 0.0}
     monkeypatch.setattr(decoded_cells, "edges", lambda tool, z, seed: pd.DataFrame([row(z), row(z)]))
-    monkeypatch.setattr(decoded_cells, "held_out", lambda tool, seed: 0.01)
+    monkeypatch.setattr(decoded_cells, "held_out", lambda tool, seed: {"test_cells": 9})
     m, table = decoded_cells.measure(Tool(), 0, starts=3, steps=4)
-    assert m["start_cells"] == m["moved_cells"] == len(table) == 1 and m["test_mae"] == 0.01
+    assert m["start_cells"] == m["moved_cells"] == len(table) == 1 and m["test_cells"] == 9
     assert m["start_latent_mae"] == pytest.approx(0.1) and m["moved_latent_mae"] == pytest.approx(0.9)
     assert table.latent.tolist() == [6.0]
 
@@ -81,4 +81,6 @@ def test_held_out_cells_are_decoded_from_their_own_embedding(monkeypatch):
     cells = candidates.cubes_of(["SrTiO3", "KMgF3"])
     monkeypatch.setattr(oqmd, "part", lambda split: cells)
     monkeypatch.setattr(design, "geometry", lambda model, given: (given.lattice + np.array([[0.1], [-0.3]]), given.frac))
-    assert decoded_cells.held_out(Tool()) == pytest.approx(0.2)
+    m, true = decoded_cells.held_out(Tool()), cells.lattice[:, 0]
+    assert m["test_cells"] == 2 and m["test_embedding_mae"] == pytest.approx(0.2)
+    assert m["test_sum_mae"] == pytest.approx(np.abs(true - [4.38, 4.19]).mean())
