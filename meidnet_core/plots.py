@@ -315,6 +315,18 @@ def gap_parity(table, mae):
     return fig
 
 
+def edges(table, errors):
+    """Edge of candidates, each reading of decoded_cells.READINGS against the relaxed cube; errors {reading: mean error, angstrom}."""
+    fig, axes = plt.subplots(1, len(errors), figsize=(9.5, 3.4), sharex=True, sharey=True)
+    for ax, (name, error), colour in zip(axes, errors.items(), (RED, BLUE, GREEN)):
+        ax.plot(table.relaxed, table[name], "o", ms=3, color=colour, alpha=0.6)
+        ax.axline((4.5, 4.5), slope=1, color=BLACK, lw=1)
+        ax.set(xlabel="relaxed edge (angstrom)", title=f"{name}: {error:.2f} angstrom")
+    axes[0].set(ylabel="edge as read (angstrom)")
+    fig.tight_layout()
+    return fig
+
+
 def dimensions(groups, costs, chosen=128):
     """Reconstruction loss and exact composition (%) of the test split against latent dimension and cost, {dimension: runs} and
     {dimension: 10^12 operations of a training}."""
