@@ -138,23 +138,3 @@ def run(jobs, work, gather, size=SIZE):
             yield row
     finally:
         todo.clear()                                                 # an interrupted call starts nothing new
-
-
-def relaxer(calculator, size, fmax, steps, wrap=lambda waiting: waiting):
-    """evaluate(cells) -> rows of relax.relax in the order of the cells, which relax `size` side by side through one SevenNetCalculator.
-
-    Its network answers batches only from now on, so no one else may use it. wrap: puts another calculator around each one that waits.
-    """
-    from .relax import relax
-    gather = Gather(sevennet(calculator))
-
-    def evaluate(cells):
-        found, due = {}, 0
-        work = lambda i, waiting: (i, relax(cells[i], wrap(waiting), "ideal", fmax, steps))
-        for i, row in run(range(len(cells)), work, gather, size):
-            found[i] = row
-            while due in found:                                      # those that came before their turn wait for it
-                yield found.pop(due)
-                due += 1
-
-    return evaluate

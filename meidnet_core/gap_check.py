@@ -12,11 +12,10 @@ import time
 
 import numpy as np
 
-from . import candidates, cgcnn, design, oqmd, results, sun
+from . import candidate_files, candidates, cgcnn, design, oqmd, results, sun
 
-HITS = (0.1, 0.2, 0.5)                                               # eV
+HITS = (0.1, candidate_files.ON_TARGET, 0.5)                         # eV
 LABEL = "pbe_gap"
-KNOWN = ["on_target", "cgcnn_gap", "a", "pbe", "gllbsc", "oqmd_cubic", "oqmd_lowest"]        # columns that `annotate` adds
 
 
 def held_out(tool, split):
@@ -119,32 +118,13 @@ def write(tool, seed, floors):
     return m
 
 
-def annotate(folder=results.ROOT / "data" / "candidates"):
-    """Adds to candidates.csv what is known of its gaps: on_target (predicted PBE gap within HITS[1] eV of the target), cgcnn_gap
-    (independent CGCNN, PBE, eV), a (angstrom, relaxed cube), gaps ab initio of those that chapter 14 calculated (eV; 0: none), and
-    what OQMD says by DFT, where it has the formula (eV/atom above its hull): oqmd_cubic of the cubic cell, oqmd_lowest of any phase."""
-    import pandas as pd
-    from pymatgen.core import Structure
-    table = pd.read_csv(folder / "candidates.csv").drop(columns=KNOWN, errors="ignore")
-    edges = np.array([Structure.from_file(folder / f"{f}.cif").volume ** (1 / 3) for f in table.formula])
-    numbers = candidates.numbers_of(table.formula)
-    cells, oqmds = candidates.ideal(numbers, lambda _: edges), oqmd.distances(numbers)
-    known = {r["formula"]: r for r in results.read_run("gllbsc-candidates", "seed0")["curve"]}
-    gap = {k: [known.get(f, {}).get(k) for f in table.formula] for k in ("pbe", "gllbsc")}
-    read = cgcnn.predict(cgcnn.independent(), cells)[:, 0]
-    near = (table.pbe_gap - table.target).abs() <= HITS[1]
-    table = table.assign(on_target=near, cgcnn_gap=read, a=edges, **gap, oqmd_cubic=oqmds[:, 0], oqmd_lowest=oqmds[:, 1])
-    table.round(4).to_csv(folder / "candidates.csv", index=False)
-    return table
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--candidates", action="store_true", help="annotate data/candidates/candidates.csv instead")
     args = parser.parse_args()
     if args.candidates:
-        found = annotate()
+        found = candidate_files.annotate()
         return print(f"{found.on_target.sum()} of {len(found)} candidates have a predicted gap on target")
     tool = sun.designer(symmetrize=True)
     floors = floor(tool, "val") | floor(tool, "test")

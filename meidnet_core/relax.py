@@ -223,3 +223,30 @@ def _mend(path):
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":
                 file.write(b"\n")
+
+
+# ---- for a search that brings its own cells ------------------------------------------------------
+
+def serial(calculator, fmax=FMAX, steps=STEPS):
+    """evaluate(cells) of one ASE calculator: rows of `relax` from the ideal start, one by one."""
+    return lambda cells: (relax(c, calculator, "ideal", fmax, steps) for c in cells)
+
+
+def side_by_side(calculator, size, fmax=FMAX, steps=STEPS, wrap=lambda waiting: waiting):
+    """The same with the same answers, `size` at once through one SevenNetCalculator (batch.py).
+
+    Its network answers batches only from now on, so no one else may use it. wrap: puts another calculator around each one that waits.
+    """
+    from . import batch
+    gather = batch.Gather(batch.sevennet(calculator))
+
+    def evaluate(cells):
+        found, due = {}, 0
+        work = lambda i, waiting: (i, relax(cells[i], wrap(waiting), "ideal", fmax, steps))
+        for i, row in batch.run(range(len(cells)), work, gather, size):
+            found[i] = row
+            while due in found:                                      # those that came before their turn wait for it
+                yield found.pop(due)
+                due += 1
+
+    return evaluate

@@ -33,11 +33,6 @@ LARGEST = 170                  # atoms of a supercell for phonons, after the fir
 SHARE = 0.7                    # of the minutes, for the search; the rest is phonons
 
 
-def serial(calculator, fmax=FMAX, steps=STEPS):
-    """evaluate(cells) of one ASE calculator: rows of relax.relax, one by one. batch.relaxer takes its place with the same answer."""
-    return lambda cells: (relax.relax(c, calculator, "ideal", fmax, steps) for c in cells)
-
-
 def engine(potential, batch=None, wrap=lambda calculator: calculator):
     """(calculator, evaluate of individuals, settle of the lowest ones) of a potential, where relax.place puts it.
 
@@ -45,14 +40,13 @@ def engine(potential, batch=None, wrap=lambda calculator: calculator):
     they are grouped, and a batch gains nothing. Phonons go one by one anywhere. wrap: puts another calculator around one (pressure).
     PotentialError for a batch of a potential that cannot be batched.
     """
-    from .batch import relaxer
     from .potentials import get_calculator
     device, size = relax.place(potential, "auto", batch)
     calculator, kinds = wrap(get_calculator(potential, device)), ((FMAX, STEPS), (relax.FMAX, 2 * STEPS))
     if not size:
-        return calculator, *(serial(calculator, *kind) for kind in kinds)
+        return calculator, *(relax.serial(calculator, *kind) for kind in kinds)
     own = get_calculator(potential, device)                                  # batches change the network: phonons need the other one
-    return calculator, *(relaxer(own, size, *kind, wrap) for kind in kinds)
+    return calculator, *(relax.side_by_side(own, size, *kind, wrap) for kind in kinds)
 
 
 def _modes(ph, most=None):
@@ -123,7 +117,7 @@ def search(cell, calculator, path, *, generations=19, offspring=3, population=12
     earlier calls): no new generation after that. parent: row of `examine(cell, polish=False)` if known.
     """
     from tqdm.auto import trange
-    ledger, rng, evaluate = Ledger(path), np.random.default_rng(seed), evaluate or serial(calculator)
+    ledger, rng, evaluate = Ledger(path), np.random.default_rng(seed), evaluate or relax.serial(calculator, FMAX, STEPS)
     parent = parent or ledger.ask("parent", [cell], lambda cells: (examine(c, calculator, False) for c in cells))[0]
     out = {"status": parent["status"], "individuals": [], "bases": [], "generations": 0}
     if parent.get("modes"):
@@ -203,7 +197,7 @@ def repair(name, cell, potential, folder, *, generations=19, offspring=3, popula
     if calculator is None:
         calculator, *both = engine(potential, batch)
         evaluate, settle = evaluate or both[0], settle or both[1]
-    settle, path = settle or serial(calculator, relax.FMAX, 2 * STEPS), Path(folder) / f"{name}-{potential}-seed{seed}.jsonl"
+    settle, path = settle or relax.serial(calculator, relax.FMAX, 2 * STEPS), Path(folder) / f"{name}-{potential}-seed{seed}.jsonl"
     out = {"name": name, "potential": potential, "seed": seed, "threshold": phonons.SOFT, "generations_asked": generations}
     ledger = Ledger(path)
     parent = ledger.ask("parent", [cell], lambda cells: (examine(c, calculator, False) for c in cells))[0]
@@ -215,7 +209,7 @@ def repair(name, cell, potential, folder, *, generations=19, offspring=3, popula
     if found["status"] == "ok":
         ledger = Ledger(path)                                                # with what the search wrote
         ledger.seconds = parent["seconds"] + found["seconds"]
-        polymorphs = _polymorphs(found, parent, ledger, calculator, evaluate or serial(calculator), settle, minutes)
+        polymorphs = _polymorphs(found, parent, ledger, calculator, evaluate or relax.serial(calculator, FMAX, STEPS), settle, minutes)
         out |= _chosen(polymorphs, parent) | {"polymorphs": [_plain(p) for p in polymorphs[:8]]}
     return out | {"seconds": round(ledger.seconds, 1)}
 

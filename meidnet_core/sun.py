@@ -10,20 +10,16 @@ of the same method and seed matches after relaxation. Novel: formula absent from
 import argparse
 import os
 import time
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from . import candidates, crystal, experiments, hull, matching, oqmd, relax, results, stability
+from . import candidate_files, candidates, experiments, hull, matching, novelty, oqmd, relax, results, seeds, stability
 from .config import EXTENDED, EXTENDED_OWN
 
 GAPS, PER_TARGET, ENTHALPY = (0.8, 1.0, 1.2, 1.5), 35, -0.025        # the paper's request: eV, candidates each, eV/atom
 THRESHOLDS = {"100": 0.1, "0": 0.0}                                  # meV/atom: eV/atom
 BATCH, FEEDBACK_STARTS = 7, 2048                                     # of methods with feedback: candidates chosen at a time, latents
 DRAWN = 15                                                           # structures that notebook 11 draws
-REFERENCES = ("training", "mp_20", "list", "oqmd")
-SPOKEN = {"training": "training", "mp_20": "MP-20", "list": "the hull list", "oqmd": "OQMD", "anywhere": "every set"}
 DECODED = ("ours", "strict", "unmoved", "paper", "gap", "ours-feedback")                # methods whose geometry a decoder gives
 
 
@@ -41,45 +37,6 @@ def designer(seeds=(0, 1, 2), own=False, device="auto", **options):
     """
     models = [experiments.required((EXTENDED_OWN if own else EXTENDED).with_(seed=s), device) for s in seeds]
     return candidates.Designer(models, oqmd.load("train", stand_in=not own, own=own), **options)
-
-
-# ---- novelty ------------------------------------------------------------------------------------
-
-def known_everywhere():
-    """Composition keys of all ABX3 that any reference holds, for Designer(known=...)."""
-    keys = set().union(*map(known_formulas, REFERENCES))
-    return frozenset((tuple(z for z, _ in k), tuple(n for _, n in k)) for k in
-                     (sorted((crystal.atomic_number(e), n) for e, n in f) for f in keys if sum(n for _, n in f) == 5))
-
-
-@lru_cache(None)
-def known_formulas(reference):
-    """Reduced formulas of a reference: training | mp_20 | list | oqmd (every phase of the table, cubic or not)."""
-    if reference == "training":
-        return frozenset(hull.reduced(c[1]) for c in matching.true_cells(oqmd.load("train")))
-    if reference == "mp_20":
-        return frozenset(hull.reduced(c[1]) for c in hull.known_phases()[0])
-    if reference == "list":
-        return frozenset(hull.listed())
-    return frozenset(map(hull.whole_of, oqmd.read_table().name.unique()))
-
-
-def novelty(symbols):
-    """{reference: bool} of one crystal: its formula is unknown there."""
-    return {r: hull.reduced(symbols) not in known_formulas(r) for r in REFERENCES}
-
-
-def unique(rows):
-    """(M,) bool: the first of its kind among relaxed rows, by formula and StructureMatcher at pymatgen's tolerances."""
-    groups, out = {}, []
-    for row in rows:
-        cell = (np.array(row["lattice"]), row["symbols"], np.array(row["frac"])) if "lattice" in row else None
-        others = groups.setdefault(hull.reduced(row["symbols"]), [])
-        fresh = cell is None or all(np.isnan(matching.match_one((cell, o, matching.DEFAULT))) for o in others)
-        if cell is not None and fresh:
-            others.append(cell)
-        out.append(fresh)
-    return np.array(out, bool)
 
 
 # ---- one method, one seed -----------------------------------------------------------------------
@@ -132,18 +89,18 @@ def formulas(crystals):
 def judge(cells, table, rows, correction):
     """Adds e_above_hull (eV/atom), decomposition, status, unique and novelty columns."""
     found = [hull.e_above_hull(r, correction) for r in rows]
-    table = table.assign(**{k: [f[k] for f in found] for k in found[0]}, status=[r["status"] for r in rows], unique=unique(rows))
-    new = [novelty(list(c[1])) for c in cells]
-    for reference in REFERENCES:
+    table = table.assign(**{k: [f[k] for f in found] for k in found[0]}, status=[r["status"] for r in rows], unique=novelty.unique(rows))
+    new = [novelty.new_to(list(c[1])) for c in cells]
+    for reference in novelty.REFERENCES:
         table[f"new_{reference}"] = [n[reference] for n in new]
-    table["new_anywhere"] = table[[f"new_{r}" for r in REFERENCES]].all(axis=1)
+    table["new_anywhere"] = table[[f"new_{r}" for r in novelty.REFERENCES]].all(axis=1)
     return table
 
 
 def aim(table, budget, label="pbe_gap"):
     """How far the predicted gap (`label`, that of the request) misses its target (eV), and SUN within 0.2 eV of it (% of the budget)."""
     miss = (table[label] - table.target).abs()
-    hit = (table.e_above_hull <= 0.1) & table.unique & table.new_training & (miss <= 0.2)
+    hit = (table.e_above_hull <= 0.1) & table.unique & table.new_training & (miss <= candidate_files.ON_TARGET)
     return {"gap_miss": float(miss.mean()), "on_target_sun": 100 * float(hit.sum()) / budget}
 
 
@@ -153,7 +110,7 @@ def rates(table, budget, label="pbe_gap"):
     for name, limit in THRESHOLDS.items():
         stable = table.e_above_hull <= limit
         m[f"stable_{name}"] = 100 * float(stable.sum()) / budget
-        for where in (*REFERENCES, "anywhere"):
+        for where in (*novelty.REFERENCES, "anywhere"):
             count = int((stable & table.unique & table[f"new_{where}"]).sum())
             m |= {f"sun_{name}_{where}": 100 * count / budget, f"count_{name}_{where}": count}
     m["unique"] = 100 * float(table.unique.sum()) / budget
@@ -162,16 +119,16 @@ def rates(table, budget, label="pbe_gap"):
 
 
 def terms(limit, potential, reference="training"):
-    """What a SUN rate counts, in words: threshold (eV/atom), hull, potential and what is known (of REFERENCES, or anywhere)."""
-    return f"at most {limit:g} eV/atom on the list hull, {potential}, new to {SPOKEN[reference]}"
+    """What a SUN rate counts, in words: threshold (eV/atom), hull, potential and what is known (of novelty.REFERENCES, or anywhere)."""
+    return f"at most {limit:g} eV/atom on the list hull, {potential}, new to {novelty.SPOKEN[reference]}"
 
 
 def rate_key(limit, reference="training"):
     """Ending of the metrics of a SUN rate, e.g. "100_training". ValueError for a threshold or a reference that no stored run counts."""
     name = next((k for k, v in THRESHOLDS.items() if abs(v - limit) < 1e-9), None)
-    if name is None or reference not in SPOKEN:
+    if name is None or reference not in novelty.SPOKEN:
         raise ValueError(f"no rate at {limit} eV/atom, new to {reference!r}: expected one of {', '.join(map(str, THRESHOLDS.values()))} "
-                         f"and of {', '.join(SPOKEN)}")
+                         f"and of {', '.join(novelty.SPOKEN)}")
     return f"{name}_{reference}"
 
 
@@ -262,20 +219,8 @@ def export(tool, folder=None, potential="sevennet-0", limit=0.1, **options):
     chosen = table[(table.e_above_hull <= limit) & table.unique & table.new_training].sort_values("e_above_hull")
     cells = [(r["lattice"], r["symbols"], r["frac"]) for r in (rows["ideal"][i] for i in chosen.index)]
     chosen = chosen.assign(potential=potential, hull="list", training_cells=candidates.sightings(chosen.formula, tool.train))
-    write(folder, chosen.round(4), cells)
+    candidate_files.write(folder, chosen.round(4), cells)
     return chosen
-
-
-def write(folder, table, cells):
-    """folder/candidates.csv and a CIF for each of its rows, named by formula. Those of the table that was there go: both say the same."""
-    import pandas as pd
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in pd.read_csv(folder / "candidates.csv").formula if (folder / "candidates.csv").exists() else []:
-        (folder / f"{name}.cif").unlink(missing_ok=True)
-    for name, cell in zip(table.formula, cells):
-        crystal.to_structure(*cell).to(filename=str(folder / f"{name}.cif"))
-    table.to_csv(folder / "candidates.csv", index=False)
 
 
 def stored(experiment="sun", tag="", methods=(*candidates.METHODS, *candidates.FEEDBACK)):
@@ -285,8 +230,57 @@ def stored(experiment="sun", tag="", methods=(*candidates.METHODS, *candidates.F
     return {m: runs for m, runs in groups.items() if runs}
 
 
+# ---- what the stored runs claim ----------------------------------------------------------------
+
+def figures():
+    """Claims of the stored runs, seed by seed: Figures 3 and S2, the paper's own request, ours over the mean of random sampling (2 to 5
+    hits a seed) and of screening. ValueError when the runs are of more than one potential."""
+    by_seed = lambda found: {m: {r["seed"]: r["metrics"] for r in runs} for m, runs in found.items()}
+    plain, strict = stored(), stored(tag="-new")
+    groups, new, retro = map(by_seed, (plain, strict, stored("retrospective")))
+    potentials = {r["config"]["potential"] for runs in (*plain.values(), *strict.values()) for r in runs}
+    if len(potentials) > 1:
+        raise ValueError(f"{results.RESULTS}/sun-*: runs mix potentials: {', '.join(sorted(potentials))}")
+    potential = next(iter(potentials), None)
+    counts = {m: seeds.values(seeds.distinct(plain.get(m, [])), "count_100_training") for m in ("ours", "random", "screening")}
+    others = {m: (counts[m].mean() if len(counts[m]) else 0.0, seeds.rests_on(counts["ours"], counts[m])) for m in ("random", "screening")}
+    for seed in sorted(set.intersection(*(set(groups.get(m, {})) for m in ("ours", "random", "screening")))):
+        at = ({m: runs[seed] for m, runs in found.items() if seed in runs} for found in (groups, new, retro))
+        claims = claims_of(*at, others, potential)
+        m = {name: claims[f"x.sun.{name}"]["value"] for name in ("over_random", "over_screening") if f"x.sun.{name}" in claims}
+        config = {"potential": potential, "hull": "list", "threshold": THRESHOLDS["100"]}
+        results.write_run("sun-figures", f"seed{seed}", config=config, seed=seed, data_set="extended", split="generated",
+                          n=groups["ours"][seed]["candidates"], metrics=m, claims=claims, wall_time_s=0.0)
+
+
+def claims_of(groups, new, retro, others, potential):
+    """Rows of one seed from {method: metrics} of the SUN runs, of those that propose what no set holds, and of the retrospective ones.
+    others: {method: (mean SUN count, what it rests on)}; a ratio to a method without hits is left out."""
+    known, anywhere = (f"({terms(THRESHOLDS['100'], potential, where)})" for where in ("training", "anywhere"))
+    ranked = f"generated, ranked by predicted stability {known}"
+    held = "OQMD compositions unseen in training (any gap, at most 0.1 eV/atom on the OQMD hull)"
+    ours = groups["ours"]["count_100_training"]
+    claim = lambda value, split="generated": {"value": float(value), "split": split}
+    out = {"f3.n": claim(groups["ours"]["candidates"]), "f3.targets": claim(len(GAPS)), "f3a.distribution": claim(1),
+           "f3c.structures": claim(1, "the paper's formulas, drawn"), "s2.n": claim(min(ours, DRAWN)),
+           "f3b.sun": claim(groups["ours"]["sun_100_training"], ranked), "f3b.sun_count": claim(ours, ranked)}
+    out |= {f"x.sun.over_{m}": claim(ours / usual, f"generated {known}, {rests}") for m, (usual, rests) in others.items() if usual}
+    if "paper" in groups:
+        out["x.sun.as_asked"] = claim(groups["paper"]["sun_100_training"], f"generated {known}")
+    if "ours" in new:
+        out["x.sun.strict"] = claim(new["ours"]["sun_100_anywhere"], f"generated {anywhere}")
+    if "ours" in retro:
+        out["x.retro.enrichment140"] = claim(retro["ours"]["enrichment_140_any gap"], held)
+    if {"ours", "screening"} <= set(retro):
+        hits = {m: r["enrichment_140_any gap"] for m, r in retro.items()}
+        whole = f"; screening with all models has {hits['ensemble']:.1f} times chance" if "ensemble" in hits else ""
+        out |= {"x.retro.over_screening": claim(hits["ours"] / hits["screening"], held + whole)} if hits["screening"] else {}
+    return out
+
+
+# ---- command line -------------------------------------------------------------------------------
+
 def main():
-    from . import sun_tables
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(candidates.METHODS),
                         choices=[*candidates.METHODS, *candidates.FEEDBACK])
@@ -307,7 +301,7 @@ def main():
     if args.ceiling or args.export:
         return other(args)
     tag = tag_of(args)
-    tool = designer(symmetrize=not args.free, known=known_everywhere() if args.everywhere else frozenset())
+    tool = designer(symmetrize=not args.free, known=novelty.known_everywhere() if args.everywhere else frozenset())
     for seed in range(args.seeds):
         for method in args.methods:
             if not results.done(f"sun-{method}{tag}", seed, configuration(tool, method, args.potential, start=args.start)):
@@ -315,7 +309,7 @@ def main():
                 m = rates(table, PER_TARGET * len(GAPS))
                 print(f"{method}/seed{seed}: SUN {m['sun_100_training']:.1f} %, new anywhere {m['sun_100_anywhere']:.1f} %", flush=True)
     if not args.free and args.start == "ideal":                       # the others carry no claims
-        sun_tables.figures()
+        figures()
         results.write_claims()
 
 
@@ -330,9 +324,8 @@ def other(args):
     if args.ceiling:
         ceiling(tool, args.potential, processes=args.processes)
     if args.export:
-        from . import gap_check
         export(tool, potential=args.potential, processes=args.processes)
-        gap_check.annotate()
+        candidate_files.annotate()
     results.write_claims()
 
 

@@ -97,27 +97,6 @@ def test_a_run_is_written_with_its_rule(held_out, monkeypatch, tmp_path):
     assert run["metrics"]["cgcnn_mae_sure"] == pytest.approx(0.15) and run["claims"]["s3.t08.gap_mae"]["value"] == pytest.approx(0.2)
 
 
-def test_what_is_known_of_exported_gaps_is_added_once(monkeypatch, tmp_path):
-    from pymatgen.core import Lattice, Structure
-    Structure(Lattice.cubic(4.0), ["K", "Mg", "F", "F", "F"], candidates.crystal.PEROVSKITE).to(filename=str(tmp_path / "KMgF3.cif"))
-    pd.DataFrame({"formula": ["KMgF3"], "target": [1.0], "pbe_gap": [1.15]}).to_csv(tmp_path / "candidates.csv", index=False)
-    row = {"formula": "KMgF3", "pbe": 1.3, "gllbsc": 2.5}
-    monkeypatch.setattr(results, "read_run", lambda *a: {"curve": [row]})
-    monkeypatch.setattr(oqmd, "distances", lambda numbers: np.array([[0.01, np.nan]]))
-    for _ in range(2):
-        found = gap_check.annotate(tmp_path)
-    assert found.on_target.tolist() == [True] and found.a[0] == pytest.approx(4.0) and (found.pbe[0], found.gllbsc[0]) == (1.3, 2.5)
-    assert found.oqmd_cubic[0] == 0.01 and np.isnan(found.oqmd_lowest[0])
-    assert np.isfinite(found.cgcnn_gap[0]) and list(pd.read_csv(tmp_path / "candidates.csv")) == list(found)
-
-
-def test_the_exported_table_is_annotated():
-    table = pd.read_csv(results.ROOT / "data" / "candidates" / "candidates.csv")
-    assert (((table.pbe_gap - table.target).abs() <= 0.2) == table.on_target).all() and table.cgcnn_gap.notna().all()
-    known = [min(int(part.split()[1]) for part in row.split(", ")) for row in table.training_cells]
-    assert known == table.cells_with_rarest_element.tolist()
-
-
 def test_hits_are_counted_of_all_of_those_on_target_and_of_the_sure():
     rates = gap_check.hit_rates(table()).set_index(["proposals", "target (eV)"])
     everything = rates.loc[("all", "all")]

@@ -114,7 +114,7 @@ def test_a_parent_without_soft_modes_or_phonons_is_told(tmp_path, monkeypatch, p
 
 
 def test_a_repair_is_json_and_a_cif(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(repair, "serial", lambda *args: toy)
+    monkeypatch.setattr(relax, "serial", lambda *args: toy)
     monkeypatch.setattr(repair, "examine", lambda c, calculator, polish=True: look(c) if polish else PARENT)
     out = repair.repair("SrTiO3", STO, "sevennet-0", tmp_path, generations=2, calculator="none", progress=False)
     assert out["status"] == "repaired" and out["gain"] > 0 and out["lowest_after"] == 0.3 and out["spacegroup_before"] == "Pm-3m (221)"
@@ -160,7 +160,7 @@ def test_a_batch_gives_the_rows_of_one_by_one(monkeypatch):
     cells = [(STO[0], STO[1], moved), ([3.2] * 3 + [90.0] * 3, ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.52]]),
              ([2.5] * 3 + [60.0] * 3, ["Cu"], [[0.0, 0, 0]])]
     calculator, evaluate, _ = repair.engine("sevennet-0", 2, wrap)
-    for a, b in zip(evaluate(cells), repair.serial(calculator, repair.FMAX, 2)(cells), strict=True):
+    for a, b in zip(evaluate(cells), relax.serial(calculator, repair.FMAX, 2)(cells), strict=True):
         assert a["symbols"] == b["symbols"] and (a["status"], a["steps"]) == (b["status"], b["steps"]) and 1 <= a["steps"] <= 2
         assert a["energy_per_atom"] == pytest.approx(b["energy_per_atom"], abs=1e-4)
         np.testing.assert_allclose(a["frac"], b["frac"], atol=1e-3)

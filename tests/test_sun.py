@@ -17,6 +17,7 @@ from meidnet_core import (
     dft,
     experiments,
     hull,
+    novelty,
     oqmd,
     potentials,
     relax,
@@ -32,28 +33,14 @@ def relaxed(a, *symbols, frac=crystal.PEROVSKITE):
     return {"symbols": list(symbols), "lattice": [a] * 3 + [90.0] * 3, "frac": frac.tolist(), "status": "ok"}
 
 
-def test_equal_crystals_are_counted_once():
-    rows = [relaxed(4.0, "Sr", "Ti", "O", "O", "O"), relaxed(4.05, "Sr", "Ti", "O", "O", "O"), relaxed(4.0, "Ti", "Sr", "O", "O", "O"),
-            {"symbols": ["Sr", "Ti", "O", "O", "O"], "status": "exploded: volume x 9"}, relaxed(4.0, "Ba", "Ti", "O", "O", "O")]
-    assert sun.unique(rows).tolist() == [True, False, True, True, True]
-
-
 def test_formulas_are_the_same_however_written():
     twice = ["Sr", "Ti", "O", "O", "O"] * 2
     assert hull.reduced(["Ti", "O", "Sr", "O", "O"]) == hull.reduced(twice) == hull.whole({"O": 6, "Sr": 2, "Ti": 2})
 
 
-def test_novelty_is_told_for_each_reference(monkeypatch):
-    known = {"training": [["Sr", "Ti", "O", "O", "O"]], "mp_20": [["Ba", "Ti", "O", "O", "O"]], "list": [], "oqmd": []}
-    monkeypatch.setattr(sun, "known_formulas", lambda r: {hull.reduced(s) for s in known[r]})
-    assert sun.novelty(["Ti", "Sr", "O", "O", "O"]) == {"training": False, "mp_20": True, "list": True, "oqmd": True}
-    keys = sun.known_everywhere()
-    assert ((8, 22, 38), (3, 1, 1)) in keys and len(keys) == 2
-
-
 def table(**columns):
     base = {"e_above_hull": [0.05, -0.01, 0.2, np.nan], "unique": [True, True, True, True], "pbe_gap": [1.0, 2.0, 1.0, 1.0], "target": 1.0,
-            **{f"new_{r}": True for r in (*sun.REFERENCES, "anywhere")}}
+            **{f"new_{r}": True for r in (*novelty.REFERENCES, "anywhere")}}
     return pd.DataFrame(base | columns)
 
 
@@ -135,17 +122,17 @@ def test_claims_name_threshold_hull_potential_and_what_is_new():
     row = lambda count: {"candidates": 140, "count_100_training": count, "sun_100_training": count, "sun_100_anywhere": count / 10}
     groups = {m: row(n) for m, n in (("ours", 84), ("random", 0), ("screening", 70), ("paper", 28))}
     hits = {"ours": {"enrichment_140_any gap": 20.0}, "screening": {"enrichment_140_any gap": 40.0}}
-    claims = sun_tables.claims_of(groups, {"ours": row(14)}, hits, {"random": (3.5, "7 hits"), "screening": (70, "")}, "sevennet-0")
+    claims = sun.claims_of(groups, {"ours": row(14)}, hits, {"random": (3.5, "7 hits"), "screening": (70, "")}, "sevennet-0")
     value = {k: c["value"] for k, c in claims.items()}
     hits["ensemble"] = {"enrichment_140_any gap": 44.0}
-    told = sun_tables.claims_of(groups, {}, hits, {"random": (0, ""), "screening": (0, "")}, "sevennet-0")
+    told = sun.claims_of(groups, {}, hits, {"random": (0, ""), "screening": (0, "")}, "sevennet-0")
     assert told["x.retro.over_screening"]["split"].endswith("; screening with all models has 44.0 times chance")
     assert value["f3b.sun"] == 84 and value["f3b.sun_count"] == 84 and value["x.sun.as_asked"] == 28 and value["s2.n"] == sun.DRAWN
     assert value["x.sun.over_random"] == 24 and value["x.sun.over_screening"] == 1.2 and value["x.retro.over_screening"] == 0.5
     for name in ("f3b.sun", "x.sun.as_asked", "x.sun.strict", "x.sun.over_random"):
         assert all(word in claims[name]["split"] for word in ("0.1 eV/atom", "list hull", "sevennet-0", "new to"))
     none = {"ours": hits["ours"], "screening": {"enrichment_140_any gap": 0.0}}
-    without = sun_tables.claims_of(groups, {}, none, {"random": (0, "no hits")}, "sevennet-0")
+    without = sun.claims_of(groups, {}, none, {"random": (0, "no hits")}, "sevennet-0")
     assert not {"x.sun.strict", "x.sun.over_random", "x.retro.over_screening"} & set(without)          # no ratio to nothing
 
 
@@ -155,7 +142,7 @@ def test_runs_of_two_potentials_are_not_one_claim(monkeypatch):
     monkeypatch.setattr(sun, "stored", lambda *a, **k: runs)
     monkeypatch.setattr(results, "write_run", lambda *a, **k: pytest.fail("written"))
     with pytest.raises(ValueError, match="mix potentials: chgnet, sevennet-0"):
-        sun_tables.figures()
+        sun.figures()
 
 
 def test_a_rate_has_a_threshold_and_a_reference_that_runs_count():
@@ -193,7 +180,7 @@ def test_what_is_exported_says_how_often_training_saw_its_elements(monkeypatch, 
     monkeypatch.setattr(sun.relax, "relax_all", lambda *a, **k: {"ideal": rows, "rattled": rows})
     monkeypatch.setattr(hull, "corrections", lambda potential: None)
     monkeypatch.setattr(hull, "e_above_hull", lambda r, correction: {"e_above_hull": 0.05 if "Mg" in r["symbols"] else 0.3})
-    monkeypatch.setattr(sun, "novelty", lambda symbols: dict.fromkeys(sun.REFERENCES, True))
+    monkeypatch.setattr(novelty, "new_to", lambda symbols: dict.fromkeys(novelty.REFERENCES, True))
     tool = SimpleNamespace(train=SimpleNamespace(numbers=np.array([[19, 12, 9, 9, 9], [19, 29, 9, 9, 9]])))
     sun.export(tool, tmp_path)
     found = pd.read_csv(tmp_path / "candidates.csv")
@@ -203,15 +190,6 @@ def test_what_is_exported_says_how_often_training_saw_its_elements(monkeypatch, 
 
 def crystal_of(a, b):
     return [4.0] * 3 + [90.0] * 3, [a, b, "F", "F", "F"], crystal.PEROVSKITE
-
-
-def test_the_folder_of_candidates_and_its_table_say_the_same(tmp_path):
-    for names in (("KMgF3", "RbMgF3"), ("CsMgF3",)):
-        sun.write(tmp_path / "new", pd.DataFrame({"formula": names}), [crystal_of(n.split("Mg")[0], "Mg") for n in names])
-        assert sorted(p.stem for p in (tmp_path / "new").glob("*.cif")) == sorted(names)
-    (tmp_path / "new" / "mine.cif").write_text("")
-    sun.write(tmp_path / "new", pd.DataFrame({"formula": []}), [])
-    assert [p.name for p in (tmp_path / "new").glob("*.cif")] == ["mine.cif"]
 
 
 @pytest.fixture
@@ -226,11 +204,11 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(hull, "corrections", lambda potential: None)
     monkeypatch.setattr(hull, "default_path", lambda *a: tmp_path / "cells.jsonl")
     monkeypatch.setattr(hull, "e_above_hull", lambda row, correction: {"e_above_hull": row["energy_per_atom"]})
-    monkeypatch.setattr(sun, "novelty", lambda symbols: dict.fromkeys(sun.REFERENCES, True))
+    monkeypatch.setattr(novelty, "new_to", lambda symbols: dict.fromkeys(novelty.REFERENCES, True))
     monkeypatch.setattr(results, "RESULTS", tmp_path)
     monkeypatch.setattr(results, "write_run", partial(results.write_run, root=tmp_path))
     monkeypatch.setattr(sun, "designer", lambda symmetrize, known: SimpleNamespace(symmetrize=symmetrize, models=[None], labels=()))
-    monkeypatch.setattr(sun_tables, "figures", lambda: pytest.fail("such runs carry no claims"))
+    monkeypatch.setattr(sun, "figures", lambda: pytest.fail("such runs carry no claims"))
     return tmp_path
 
 
