@@ -1,5 +1,5 @@
 """Campaigns: the trainings behind Figure S1 (latent), Figure 2a (fusion), Figure 2b (curriculum); `seeds.py` compares them. And `reading`:
-the paper's early fusion with one choice changed.
+early fusion with one choice changed at a time, of the paper's settings with `--preset paper-clean --epochs 20`.
 
     python -m meidnet_core.campaign latent                                        # `sweep`: about a minute a run, one CPU thread
     python -m meidnet_core.campaign latent --preset improved --variants 64 128 256  # at full length: ten minutes a run
@@ -216,7 +216,8 @@ def stored(name, base=SWEEP, partial=False):
     groups = {e.variant: [r for r in found if r["experiment"] == e.experiment] for e in table(name, base, 1)}
     missing = [v for v, runs in groups.items() if not runs]
     if missing and not partial:
-        raise ValueError(f"no runs of {', '.join(missing)} in data/results; first run: python -m meidnet_core.campaign {name}")
+        options = "" if base == SWEEP else f" --preset {base.name} --epochs {base.epochs}"
+        raise ValueError(f"no runs of {', '.join(missing)} in data/results; first run: python -m meidnet_core.campaign {name}{options}")
     return {v: sorted(runs, key=lambda r: r["seed"]) for v, runs in groups.items() if runs}
 
 

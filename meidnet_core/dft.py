@@ -1,6 +1,6 @@
 """Electronic structure with GPAW: lattice constant, bands, density of states, gaps; PBE, and GLLB-SC as the labels of Perov-5.
 
-    python -m meidnet_core.dft figure4 --profile paper         # the nine materials of Figures 4, S5, S6 (then: tables1, repaired)
+    python -m meidnet_core.dft figure4 --profile paper         # Figures 4, S5, S6; also tables1, divalent, trivalent, repaired
 
 GPAW runs in processes of its own under MPI (gpaw_job.py), each step once: a killed run goes on with the next step. It is built
 by `make dft`; without it, what is stored in data/dft can be read. One JSON and one compressed array file a material and profile.

@@ -1,8 +1,8 @@
 """Energy above the hull by DFT: a perovskite against the phases into which the Materials Project says it falls apart.
 
-    python -m meidnet_core.dft divalent        # cubic cells with Yb 2+, as the Materials Project treats ytterbium
+    python -m meidnet_core.dft divalent        # cubic cells with Yb or Eu 2+, as the Materials Project has ytterbium; also trivalent
     python -m meidnet_core.dft_hull substitute # cells of listed phases that MP-20 lacks, from relatives (minutes)
-    python -m meidnet_core.dft_hull phases     # the competing phases, one self-consistent run each (minutes to a quarter of an hour)
+    python -m meidnet_core.dft_hull phases     # the competing phases (to a quarter of an hour each); of oxides: --profile oxide
     python -m meidnet_core.dft_hull claims     # energies above hull -> data/results/dft-hull, claims.csv
 
 The list of ground states (hull.py) says which phases compete, MP-20 gives their cells (SUBSTITUTED: a relative's, relaxed with the
@@ -184,10 +184,14 @@ def claims_of(found, theory):
 
 
 def write(profile="quick"):
+    """data/results/dft-hull/<profile>.json and its claims; None, and no file, where nothing is calculated with this profile."""
     found, paper = places(profile), results.read_reference().set_index("id").paper
     m = {f"{f}_{k}": v for f, row in found.items() for k, v in row.items() if k != "products"}
-    pairs = np.array([(row["cubic"], paper[f"ts1.{f.lower()}.ehull_dft"]) for f, row in found.items() if "cubic" in row])
-    m |= {"cubic": len(pairs), "cubic_mean": pairs[:, 0].mean(), "paper_mean": pairs[:, 1].mean()}
+    cubic = {f: row["cubic"] for f, row in found.items() if "cubic" in row}
+    if not cubic:
+        return None
+    stated = [paper[f"ts1.{f.lower()}.ehull_dft"] for f in cubic]
+    m |= {"cubic": len(cubic), "cubic_mean": np.mean(list(cubic.values())), "paper_mean": np.mean(stated)}
     answers = {f: row for f, row in found.items() if claimed(f) == profile}
     seconds = [json.loads(p.read_text())["seconds"] for p in dft.STORE.glob(f"*-phase-{profile}.json")]
     config = {"profile": profile, "xc": "PBE", "4f in the core": CORE_4F}

@@ -1,6 +1,7 @@
 """From a configuration to a committed result: data, training (or a stored checkpoint), test metrics, run file.
 
-    python -m meidnet_core.experiments production --seed 0        # train, evaluate, write checkpoint and JSON
+    python -m meidnet_core.experiments production --seed 0        # train, evaluate, write checkpoint and JSON; also: --help
+    python -m meidnet_core.experiments data                       # what the data sets hold; also workflow, speed, card
 """
 
 import argparse
@@ -233,7 +234,7 @@ def record_speed():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     also = ("data", "workflow", "speed", "card")
     parser.add_argument("preset", choices=[*PRESETS, *also], help="a configuration to train, or what else to record")
     parser.add_argument("--dataset", choices=list(data.LABELS), help="default: that of the preset")

@@ -1,7 +1,7 @@
 """From a potential to an energy above hull, and how far to trust it.
 
     python -m meidnet_core.stability fit --potential sevennet-0        # corrections, fitted and tested on MP-20
-    python -m meidnet_core.stability validate --potential sevennet-0   # known cubic ABX3 against their OQMD hull distance
+    python -m meidnet_core.stability validate --potential sevennet-0   # known cubic ABX3 against OQMD's; --own: on the hull of `self`
     python -m meidnet_core.stability paper --potential sevennet-0      # the 19 materials of Table S1 on the same hull
     python -m meidnet_core.stability self --potential sevennet-0       # those of Figure 3c on a hull of the potential's own
     python -m meidnet_core.stability gaps                              # gaps of Table S1 by the independent CGCNN

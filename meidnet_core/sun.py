@@ -2,6 +2,7 @@
 
     python -m meidnet_core.sun --seeds 5                  # every method, 140 candidates a seed; goes on where it was killed
     python -m meidnet_core.sun --methods ours --free      # cells as decoded, not put on ideal sites; with --start rattled: displaced
+    python -m meidnet_core.sun --ceiling                  # the whole enumeration; --export: data/candidates; --everywhere: new to every set
 
 Stable: energy above the `list` hull after relaxation of the cubic cell, at 0.1 and 0 eV/atom. Unique: no earlier candidate
 of the same method and seed matches after relaxation. Novel: formula absent from training, MP-20, the hull list, all of OQMD.

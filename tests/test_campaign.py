@@ -139,7 +139,7 @@ def test_runs_packed_for_a_gpu_are_scored_here(place, small, splits, monkeypatch
     names = campaign.pack(packed, "curriculum", base, 1, ["none", "exp67", "cold-none"])
     assert len(names) == len(set(names)) == 6
     runs, tensors, val, elements = abreast.unpack(packed, "cpu")
-    for group in abreast.groups(runs):
+    for group in abreast.groups(runs, experiments.RUNS):
         abreast.train(list(group.values()), tensors, elements, val, experiments.RUNS, list(group), progress=False)
     entry = next(e for e in campaign.table("curriculum", base, 1) if e.variant == "exp67")
     assert entry.state.name in names
@@ -171,6 +171,8 @@ def test_a_training_that_diverges_is_a_row_and_is_not_compared(place, small, spl
     assert run["metrics"]["diverged"] == 3 == len(run["curve"]["val_exact"]) and run["claims"] == {} and entry.done
     assert [r["seed"] for r in campaign.diverged("fusion")] == [0] and not campaign.diverged("latent")
     with pytest.raises(ValueError, match="no runs of lf, ef, efcl"):
+        campaign.stored("fusion", base)
+    with pytest.raises(ValueError, match=f"campaign fusion --preset {base.name} --epochs 5$"):       # what would help, not the small sweep
         campaign.stored("fusion", base)
 
 

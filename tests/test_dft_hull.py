@@ -232,3 +232,10 @@ def test_a_distorted_phase_goes_back_on_its_sites(monkeypatch):
     back = dft_hull.to_structure(*found)
     assert len(found[1]) == 2 and SpacegroupAnalyzer(back, symprec=1e-5).get_space_group_number() == 225
     assert back.volume * 4 == pytest.approx(bent.volume, rel=1e-3)
+
+
+def test_a_profile_without_results_has_no_run_file(monkeypatch):
+    """Whoever has calculated with one profile alone can still state its claims."""
+    monkeypatch.setattr(dft_hull, "places", lambda profile: {"KTaSe3": {"products": []}})
+    monkeypatch.setattr(dft_hull.results, "write_run", lambda *a, **k: pytest.fail("nothing to write"))
+    assert dft_hull.write("oxide") is None
