@@ -6,19 +6,24 @@ import numpy as np
 
 from . import candidates, cgcnn, crystal, oqmd, results
 
+ENDS = (".cif", "-relaxed.cif")
 ON_TARGET = 0.2                # eV by which a predicted gap may miss its target
 KNOWN = ["on_target", "cgcnn_gap", "a", "pbe", "gllbsc", "oqmd_cubic", "oqmd_lowest"]        # columns that `annotate` adds
 
 
-def write(folder, table, cells):
-    """folder/candidates.csv and a CIF for each of its rows, named by formula. Those of the table that was there go: both say the same."""
+def write(folder, table, cells, relaxed=()):
+    """folder/candidates.csv and a CIF for each of its rows, named by formula; relaxed: cells of the first rows after relaxation (None:
+    it failed), as <formula>-relaxed.cif. Files of the table that was there go: folder and table say the same."""
     import pandas as pd
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in pd.read_csv(folder / "candidates.csv").formula if (folder / "candidates.csv").exists() else []:
-        (folder / f"{name}.cif").unlink(missing_ok=True)
-    for name, cell in zip(table.formula, cells):
-        crystal.to_structure(*cell).to(filename=str(folder / f"{name}.cif"))
+        for end in ENDS:
+            (folder / f"{name}{end}").unlink(missing_ok=True)
+    for end, given in zip(ENDS, (cells, relaxed)):
+        for name, cell in zip(table.formula, given):
+            if cell is not None:
+                crystal.to_structure(*cell).to(filename=str(folder / f"{name}{end}"))
     table.to_csv(folder / "candidates.csv", index=False)
 
 

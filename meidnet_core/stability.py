@@ -43,7 +43,8 @@ def placing(potential=DEFAULT):
 
 
 def placed(cells, potential=DEFAULT, path=None, **options):
-    """Crystals relaxed from the ideal and from a rattled start, on the list hull: DataFrame, a row a crystal.
+    """Crystals relaxed from the ideal and from a rattled start, on the list hull: (DataFrame, a row a crystal; the relaxed cells, each
+    of the start that ends lower, None where both failed).
 
     e_above_hull, rattled: eV/atom of the two starts (NaN where a relaxation failed); relaxed a: cube root of the volume a formula unit
     (angstrom); falls apart into: products of the ideal start, or what went wrong. potential: see `placing`. options: of relax.relax_all.
@@ -55,8 +56,16 @@ def placed(cells, potential=DEFAULT, path=None, **options):
     found = {s: [hull.e_above_hull(r, correction) for r in rows[s]] for s in relax.STARTS}
     volume = [r.get("volume", np.nan) * 5 for r in rows["ideal"]]
     above, rattled = ([f["e_above_hull"] for f in found[s]] for s in ("ideal", "rattled"))
-    return pd.DataFrame({"e_above_hull": above, "rattled": rattled, "relaxed a": np.cbrt(volume),
-                         "falls apart into": [str(f["decomposition"]) for f in found["ideal"]]}).round(3)
+    table = pd.DataFrame({"e_above_hull": above, "rattled": rattled, "relaxed a": np.cbrt(volume),
+                          "falls apart into": [str(f["decomposition"]) for f in found["ideal"]]}).round(3)
+    return table, [_lower(pair) for pair in zip(*rows.values())]
+
+
+def _lower(rows):
+    """Cell (lattice, symbols, frac) of the relaxation that ends lowest in energy; None when none of them ended."""
+    ended = [r for r in rows if r["status"] == "ok"]
+    best = min(ended, key=lambda r: r["energy_per_atom"], default=None)
+    return best and (best["lattice"], best["symbols"], best["frac"])
 
 
 def ground_state_cells(seed=0):

@@ -20,6 +20,18 @@ def test_the_folder_of_candidates_and_its_table_say_the_same(tmp_path):
     assert [p.name for p in (tmp_path / "new").glob("*.cif")] == ["mine.cif"]
 
 
+def test_relaxed_crystals_stand_beside_the_decoded_ones(tmp_path):
+    from pymatgen.core import Structure
+    names, (lattice, symbols, frac) = ["KMgF3", "RbMgF3", "CsMgF3"], crystal_of("K")
+    table = pd.DataFrame({"formula": names})
+    candidate_files.write(tmp_path, table, [crystal_of(n.split("Mg")[0]) for n in names], [([3.9] * 3 + [90.0] * 3, symbols, frac), None])
+    assert sorted(p.name for p in tmp_path.glob("*-relaxed.cif")) == ["KMgF3-relaxed.cif"]   # the second failed, the third was not relaxed
+    read = [Structure.from_file(tmp_path / f"KMgF3{end}").lattice.a for end in candidate_files.ENDS]
+    assert read == pytest.approx([lattice[0], 3.9])
+    candidate_files.write(tmp_path, table[1:], [crystal_of("Rb"), crystal_of("Cs")])
+    assert sorted(p.name for p in tmp_path.glob("*.cif")) == ["CsMgF3.cif", "RbMgF3.cif"]
+
+
 def test_what_is_known_of_exported_gaps_is_added_once(monkeypatch, tmp_path):
     from pymatgen.core import Lattice, Structure
     Structure(Lattice.cubic(4.0), ["K", "Mg", "F", "F", "F"], crystal.PEROVSKITE).to(filename=str(tmp_path / "KMgF3.cif"))

@@ -162,14 +162,15 @@ def test_stored_claims_follow_from_the_stored_runs():
 
 def test_cells_are_placed_from_both_starts(monkeypatch, tmp_path):
     cell = [4.0, 4.0, 4.0, 90, 90, 90], ["K", "Mg", "F", "F", "F"], crystal.PEROVSKITE
-    good = {"status": "ok", "volume": 12.8, "energy_per_atom": -5.0, "symbols": cell[1]}
+    good = {"status": "ok", "volume": 12.8, "energy_per_atom": -5.0, "symbols": cell[1], "lattice": cell[0], "frac": "cubic"}
     bad = {"status": "exploded: volume x 9"}
-    rows = {"ideal": [good, bad], "rattled": [good | {"energy_per_atom": -5.1}, bad]}
+    rows = {"ideal": [good, bad], "rattled": [good | {"energy_per_atom": -5.1, "frac": "tilted"}, bad]}
     monkeypatch.setattr(stability.relax, "relax_all", lambda *a, **k: rows)
     monkeypatch.setattr(hull, "corrections", lambda potential: None)
     monkeypatch.setattr(hull, "e_above_hull", lambda r, c: {"e_above_hull": r["energy_per_atom"] + 5.2 if "volume" in r else np.nan,
                                                             "decomposition": "KF" if "volume" in r else r["status"]})
-    found = stability.placed([cell, cell])
+    found, relaxed = stability.placed([cell, cell])
+    assert relaxed == [(cell[0], cell[1], "tilted"), None]                                   # the lower of the two; both failed
     assert found[["e_above_hull", "rattled", "relaxed a"]].to_numpy()[0] == pytest.approx([0.2, 0.1, 4.0])
     assert np.isnan(found.e_above_hull[1]) and found["falls apart into"].tolist() == ["KF", "exploded: volume x 9"]
 
