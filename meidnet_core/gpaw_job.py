@@ -21,8 +21,9 @@ NEAREST, ENOUGH, MOST = 3, 5, 9                # points of an equation of state
 EMPTY = 14                                     # empty bands at most: in large cells the highest would take most of the time
 LOOSE = {"energy": 3e-5, "density": 1e-3, "eigenstates": 3e-4}      # of strained cells: energies to 0.1 meV in half the steps
 DENSE = {"energy": 1e-5, "density": 1e-4, "eigenstates": 1e-6}      # of the self-consistent run
-MIXING = {"bold": ((0.4, 8, 20), (0.25, 8, 20)), "careful": ((0.1, 5, 50), (0.05, 5, 50))}   # without and with spin; see energy()
-BOLD_STEPS = 60                                # after so many without convergence the careful mixing starts anew
+MIXING = {"bold": ((0.4, 8, 20), (0.25, 8, 20)), "gentle": ((0.2, 8, 50), (0.1, 8, 50)),     # without and with spin; see energy()
+          "careful": ((0.1, 5, 50), (0.05, 5, 50))}
+PATIENCE = 30                                  # after so many steps without convergence the next mixing starts anew
 FMAX, MOVES = 0.03, 60                         # eV/angstrom, largest force and stress x cell of a relaxed cell; most steps to it
 TINY_GAP = 0.1                                 # eV; below this Kohn-Sham gap the discontinuity means nothing
 WINDOW = (-8.0, 8.0)                           # eV around the Fermi level, of the density of states
@@ -33,7 +34,7 @@ def calculator(job, folder, step, mixing="careful", **changes):
     """A GPAW calculator for one step; everything that the numbers depend on comes from job["settings"]."""
     from gpaw import GPAW, PW, FermiDirac, Mixer, MixerSum
     s, spin = job["settings"], bool(job["magmoms"])
-    steps = min(BOLD_STEPS, s["maxiter"]) if mixing == "bold" else s["maxiter"]
+    steps = s["maxiter"] if mixing == "careful" else min(PATIENCE, s["maxiter"])
     words = dict(mode=PW(s["cutoff"]), xc=job["xc"], kpts={"size": s["kpts"], "gamma": s["gamma"]}, occupations=FermiDirac(s["smearing"]),
                  convergence=DENSE, maxiter=steps, mixer=(MixerSum if spin else Mixer)(*MIXING[mixing][spin]), setups=job["setups"],
                  txt=str(folder / f"{step}.txt"))
@@ -43,17 +44,21 @@ def calculator(job, folder, step, mixing="careful", **changes):
 
 
 def energy(atoms, job, folder, step, **changes):
-    """Energy (eV) of atoms with a calculator of `step`: bold mixing, which takes half the steps, then the careful one if that swings.
+    """Energy (eV) of atoms with a calculator of `step`: bold mixing, which takes half the steps, then the gentler ones where it swings.
 
-    KohnShamConvergenceError where neither converges. Mixing changes the way to the density, not the density.
+    What swung once is not tried again in this folder: other strains of a cell swing as well. KohnShamConvergenceError where none
+    converges. Mixing changes the way to the density, not the density.
     """
     from gpaw import KohnShamConvergenceError
-    try:
-        atoms.calc = calculator(job, folder, step, "bold", **changes)
-        return atoms.get_potential_energy()
-    except KohnShamConvergenceError:
-        atoms.calc = calculator(job, folder, step, **changes)
-        return atoms.get_potential_energy()
+    *others, last = list(MIXING)[(read(folder, "mixing") or {"swung": 0})["swung"]:]
+    for mixing in others:
+        try:
+            atoms.calc = calculator(job, folder, step, mixing, **changes)
+            return atoms.get_potential_energy()
+        except KohnShamConvergenceError:
+            write(folder, "mixing", {"swung": list(MIXING).index(mixing) + 1})
+    atoms.calc = calculator(job, folder, step, last, **changes)
+    return atoms.get_potential_energy()
 
 
 def atoms_of(job):

@@ -675,9 +675,28 @@ def test_where_bold_mixing_does_not_converge_the_careful_one_does(in_process, mo
     bold = gpaw_job.scf(job, tmp_path)
     tried, calculator = [], gpaw_job.calculator
     monkeypatch.setattr(gpaw_job, "calculator", lambda *args, **words: tried.append(args[3:]) or calculator(*args, **words))
-    monkeypatch.setattr(gpaw_job, "BOLD_STEPS", 2)
+    monkeypatch.setattr(gpaw_job, "PATIENCE", 2)
     careful = gpaw_job.scf(job, tmp_path)
-    assert tried == [("bold",), ()] and careful["energy_per_atom"] == pytest.approx(bold["energy_per_atom"], abs=1e-5)
+    assert tried == [("bold",), ("gentle",), ("careful",)]
+    assert careful["energy_per_atom"] == pytest.approx(bold["energy_per_atom"], abs=1e-5)
+    again = gpaw_job.scf(job, tmp_path)
+    assert tried[3:] == [("careful",)] and again["energy_per_atom"] == careful["energy_per_atom"]        # what swung is not tried again
+
+
+@needs_gpaw
+def test_a_mixing_that_swings_at_one_strain_is_left_out_at_the_next(monkeypatch, tmp_path):
+    from gpaw import KohnShamConvergenceError
+    tried = []
+
+    class Atoms:
+        def get_potential_energy(self):
+            tried.append(self.calc)
+            if self.calc == "bold":
+                raise KohnShamConvergenceError
+            return -1.0
+    monkeypatch.setattr(gpaw_job, "calculator", lambda job, folder, step, mixing: mixing)
+    assert [gpaw_job.energy(Atoms(), {}, tmp_path, "eos") for _ in range(2)] == [-1.0, -1.0]
+    assert tried == ["bold", "gentle", "gentle"]
 
 
 @needs_gpaw
