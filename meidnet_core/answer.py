@@ -59,3 +59,11 @@ def report(tool, found, target):
         table = table.assign(**spread, sure=tool.sure(found, target))
     table["training cells"] = sightings(table.formula, tool.train)
     return table.round(3)
+
+
+def brief(table, target):
+    """Columns of a `report` (with those of stability.placed, where they were joined) that a page has room for, what was asked for first."""
+    asked = [f"{l} {what}" for l in target for what in ("(predicted)", "spread")]
+    order = ["formula", *asked, "sure", "e_above_hull", "rattled", "a (Å)", "relaxed a", "off sites (Å)", "confidence", "training cells",
+             "falls apart into"]
+    return table[[name for name in order if name in table]]

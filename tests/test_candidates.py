@@ -231,6 +231,9 @@ def test_a_possible_enthalpy_is_met_by_all_that_is_returned(tool, monkeypatch):
     table = answer.report(tool, got, {"pbe_gap": 1.25, "heat_all": -0.5})
     assert table.sure.all() and {"pbe_gap spread", "heat_all spread"} <= set(table)
     assert not answer.report(tool, found, {"heat_all": -50.0}).sure.any(), "what is shown as the nearest is not sure"
+    page = list(answer.brief(table.assign(e_above_hull=0.1), {"pbe_gap": 1.25}))
+    assert page[:5] == ["formula", "pbe_gap (predicted)", "pbe_gap spread", "sure", "e_above_hull"] and "dir_gap (predicted)" not in page
+    assert set(answer.brief(table, {"pbe_gap": 1.25})) <= set(table)          # nothing was relaxed: such columns are not there
 
 
 def test_a_wanted_stability_is_a_bound_and_is_kept(tool, monkeypatch):
