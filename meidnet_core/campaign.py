@@ -2,7 +2,7 @@
 early fusion with one choice changed at a time, of the paper's settings with `--preset paper-clean --epochs 20`.
 
     python -m meidnet_core.campaign latent                                        # `sweep`: about a minute a run, one CPU thread
-    python -m meidnet_core.campaign latent --preset improved --variants 64 128 256  # at full length: ten minutes a run
+    python -m meidnet_core.campaign latent --preset improved --variants 64 128 256  # at full length: seven minutes a run
     python -m meidnet_core.campaign fusion --preset paper --epochs 200 --seeds 5  # the protocol of the paper (GPU)
 
 A campaign is a table of runs. Runs whose JSON is there are skipped and an unfinished training goes on from runs/, so

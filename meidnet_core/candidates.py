@@ -71,7 +71,7 @@ def sites_of(elements, exclude=RADIOACTIVE, include=None, anions=ANIONS):
 
 def enumerate_abx3(elements, sites):
     """All A B X3 with A != B on the allowed sites, (M, 5) atomic numbers, neutral or not."""
-    z = np.array([crystal.atomic_number(e) for e in elements])
+    z = crystal.atomic_numbers(elements)
     a, b, x = (z[s.numpy()] for s in sites[:3])
     grid = np.array(np.meshgrid(a, b, x, indexing="ij")).reshape(3, -1).T
     grid = grid[grid[:, 0] != grid[:, 1]]
@@ -243,7 +243,7 @@ class Designer:
         """Latents -> distinct, new and allowed crystals, read again from their structures: Proposal."""
         model = self.generator(seed)
         species, confidence = design.decode(model, z, self.sites.to(z.device), draws, SAMPLING, seed)
-        numbers = np.array([crystal.atomic_number(e) for e in self.elements])[species]
+        numbers = crystal.atomic_numbers(self.elements)[species]
         order = np.argsort(-confidence, kind="stable")                                   # of equal compositions the surest
         rows = np.sort(order[np.unique(numbers[order], axis=0, return_index=True)[1]])
         rows = rows[self.fresh(numbers[rows])]

@@ -37,12 +37,21 @@ def write(path, tensors, meta):
 
 def read(path):
     """(tensors, meta) of a checkpoint."""
+    return _opened(path, lambda f: ({k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["meidnet"])))
+
+
+def header(path):
+    """meta alone: no tensor is read."""
+    return _opened(path, lambda f: json.loads(f.metadata()["meidnet"]))
+
+
+def _opened(path, take):
     from safetensors import SafetensorError, safe_open
     if not Path(path).exists():
         raise CheckpointError(f"{path}: no such checkpoint. Train one (notebook 02) or correct the path.")
     try:
         with safe_open(path, "pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["meidnet"])
+            return take(f)
     except (SafetensorError, KeyError, TypeError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable MEIDNet checkpoint ({type(error).__name__}: {error}).") from error
 
@@ -80,12 +89,12 @@ def device_name(model):
 
 def device_of(path):
     """Name of the device that wrote a training state; None when there is no such file, or one of an older version."""
-    return read(path)[1].get("device") if Path(path).exists() else None
+    return header(path).get("device") if Path(path).exists() else None
 
 
 def epochs_done(path):
     """Epochs behind a training state that `save_state` wrote; 0 when there is no such file."""
-    return read(path)[1].get("epoch", 0) if Path(path).exists() else 0
+    return header(path).get("epoch", 0) if Path(path).exists() else 0
 
 
 def made_on(path):

@@ -142,7 +142,7 @@ def breadth(model, train_tensors, train_crystals, kind, count=2000, seed=0):
     """What random latents decode to: maps.breadth, the decoder's confidence, and how many obey each constraint (%)."""
     z = maps.random_latents(metrics.encode(model, train_tensors)["z"], count, kind, seed)
     raw = {k: v.cpu().numpy() for k, v in model.decode(torch.from_numpy(z).to(model.lattice_mean.device)).items()}
-    numbers = np.array([crystal.atomic_number(e) for e in model.shape.elements])[raw["species"]]
+    numbers = crystal.atomic_numbers(model.shape.elements)[raw["species"]]
     ok = {k: v < 1e-4 for k, v in of_crystals(numbers, raw["lattice"], raw["frac"]).items()}
     return maps.breadth(numbers, train_crystals) | {
         "confidence": float(raw["confidence"].mean()), "distinct_neutral": maps.breadth(numbers[ok["charge"]], train_crystals)["distinct"],

@@ -45,6 +45,11 @@ def atomic_number(name):
     return _table()[0].index(name)
 
 
+def atomic_numbers(names):
+    """Atomic numbers of symbols, (M,); ValueError as atomic_number."""
+    return np.array([atomic_number(e) for e in names])
+
+
 def electronegativities():
     """Pauling scale, (104,) by atomic number."""
     return _table()[1]

@@ -23,9 +23,8 @@ STAGES = ("start", "moved")
 
 def relaxed_edges():
     """{(A, B, X): edge in angstrom} of the cubic cells relaxed with POTENTIAL."""
-    import pandas as pd
-    rows = pd.read_csv(oqmd.OWN).query("potential == @POTENTIAL")
-    return {(r.A, r.B, r.X): r.a for r in rows.itertuples()}
+    cells = oqmd.own_cells(oqmd.OWN, potential=POTENTIAL)
+    return {tuple(map(crystal.symbol, z[:3])): a for z, a in zip(cells.numbers, cells.lattice[:, 0])}
 
 
 def edges(tool, z, seed=0):
@@ -37,12 +36,12 @@ def edges(tool, z, seed=0):
     import pandas as pd
     model, known = tool.generator(seed), relaxed_edges()
     species, _ = design.decode(model, z, tool.sites.to(z.device))
-    numbers = np.array([crystal.atomic_number(e) for e in tool.elements])[species]
+    numbers = crystal.atomic_numbers(tool.elements)[species]
     lattice, frac = (v.detach().cpu().numpy() for v in design.soft_decode(model, z)[1:])
     cells = candidates.ideal(numbers, tool.constant)
     table = pd.DataFrame({"formula": sun.formulas(cells), "latent": lattice[:, :3].mean(1),
                           "embedding": design.geometry(model, cells)[0][:, :3].mean(1), "sum": cells.lattice[:, 0],
-                          "relaxed": [known.get(tuple(crystal.symbol(k) for k in n[:3]), np.nan) for n in numbers],
+                          "relaxed": [known.get(tuple(map(crystal.symbol, n[:3])), np.nan) for n in numbers],
                           "off": np.abs(crystal.wrap(frac - crystal.PEROVSKITE)).max((1, 2))})
     usable = tool.fresh(numbers) & candidates.obeyed(cells.numbers, cells.lattice, cells.frac) & table.relaxed.notna()
     return table[usable].drop_duplicates("formula", ignore_index=True)

@@ -29,7 +29,7 @@ IDEAL = {"Co3O4": 0.2}
 CORE_4F = {"Yb": "2p", "Eu": "2p"}                    # valence of the lanthanides whose 4f is in the core; of europium, except in:
 TRIVALENT = (*dft.TRIVALENT, "Eu2O3")
 SIZED = ("Yb",)          # phases of these take the volume that their setup gives them, as the cubic cells do: YbO in MP-20's cell (4.75
-                         # angstrom, measured 4.86, with 4f14 in the core 4.99) would lie 0.13 eV/atom too high
+                         # angstrom, measured 4.86, with 4f14 in the core 4.98) would lie 0.13 eV/atom too high
 
 
 @lru_cache(None)
@@ -186,10 +186,10 @@ def claims_of(found, theory):
 def write(profile="quick"):
     """data/results/dft-hull/<profile>.json and its claims; None, and no file, where nothing is calculated with this profile."""
     found, paper = places(profile), results.read_reference().set_index("id").paper
-    m = {f"{f}_{k}": v for f, row in found.items() for k, v in row.items() if k != "products"}
     cubic = {f: row["cubic"] for f, row in found.items() if "cubic" in row}
     if not cubic:
         return None
+    m = {f"{f}_{k}": v for f, row in found.items() for k, v in row.items() if k != "products"}
     stated = [paper[f"ts1.{f.lower()}.ehull_dft"] for f in cubic]
     m |= {"cubic": len(cubic), "cubic_mean": np.mean(list(cubic.values())), "paper_mean": np.mean(stated)}
     answers = {f: row for f, row in found.items() if claimed(f) == profile}

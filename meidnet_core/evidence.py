@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from . import dft, dft_store, hull, phonons, repair, results
+from . import dft, dft_store, hull, phonons, relax, results
 
 FIGURE5 = ("KTaSe3", "LaScSe3", "YbScSe3", "BaHfSe3")
 SHIFTED = ("YbFeSe3", "YbMnSe3", "YbCoSe3", "TmMnSe3")      # repaired ones of which Table S2 gives a gap off the Fermi level: metals
@@ -47,7 +47,7 @@ def bands(names, profile="quick", suffix="", folder=None):
     found = {f: r for f, r in found.items() if r and "gap" in r}
     if suffix.startswith("-polymorph"):
         chosen = polymorphs(folder=folder)
-        found = {f: r for f, r in found.items() if f in chosen and dft_store.same_crystal(r["cell"], repair.cell_from(chosen[f]))}
+        found = {f: r for f, r in found.items() if f in chosen and dft_store.same_crystal(r["cell"], relax.cell_from(chosen[f]))}
     return found
 
 
@@ -64,9 +64,8 @@ def anion_pairs(cell, stretch=1.15):
     """
     from ase.data import atomic_numbers, covalent_radii
 
-    from .relax import to_atoms
     x = max(set(cell[1]), key=list(cell[1]).count)
-    atoms = to_atoms(cell)
+    atoms = relax.to_atoms(cell)
     atoms = atoms[[i for i, e in enumerate(cell[1]) if e == x]].repeat((2, 2, 2))            # a cell may be one bond wide
     d = atoms.get_all_distances(mic=True)
     d = d[np.triu_indices(len(d), 1)]
@@ -98,7 +97,7 @@ def cubic_cells(formulas, potential=POTENTIAL):
     """{formula: cubic cell relaxed with the potential}."""
     from . import candidates
     rows = candidates.relaxed_cubic(formulas, potential)
-    return {f: (r["lattice"], r["symbols"], r["frac"]) for f, r in zip(formulas, rows) if "lattice" in r}
+    return {f: relax.cell_from(r) for f, r in zip(formulas, rows) if "lattice" in r}
 
 
 def all_phonons(potential=POTENTIAL):
@@ -106,8 +105,7 @@ def all_phonons(potential=POTENTIAL):
     phonons.study_all(cubic_cells(list(dft.FIGURE4), potential), PHONONS / potential, potential, (2, 2, 2))
     for f, found in polymorphs(potential).items():
         if found.get("lattice"):
-            cell = found["lattice"], found["symbols"], found["frac"]
-            phonons.study_all({f"{f}-polymorph": cell}, PHONONS / potential, potential, _supercell(found))
+            phonons.study_all({f"{f}-polymorph": relax.cell_from(found)}, PHONONS / potential, potential, _supercell(found))
 
 
 def _supercell(found):

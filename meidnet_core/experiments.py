@@ -166,7 +166,7 @@ def write_card():
     columns = ["file", "metrics of", "training (s, one CPU thread)", "licence", *shown.values()]
     rows = [columns, ["---"] * len(columns)]
     for path in sorted(CHECKPOINTS.glob("*.safetensors")):
-        meta = checkpoint.read(path)[1]
+        meta = checkpoint.header(path)
         values = [f"{meta['metrics'][k]:.4g}" if k in meta["metrics"] else "-" for k in shown]
         rows.append([f"`{path.name}`", f"{meta['config']['dataset']}, {meta['split']}", f"{meta['seconds']:.0f}", meta["licence"], *values])
     (CHECKPOINTS / "README.md").write_text(CARD + _markdown(rows) + OTHERS + _markdown(_other_models()))
@@ -179,7 +179,7 @@ def _other_models():
     columns = ["file", "seed", "metrics of", "licence", *shown.values()]
     rows = [columns, ["---"] * len(columns)]
     for path in sorted(CHECKPOINTS.glob("*/*.safetensors")):
-        meta = checkpoint.read(path)[1]
+        meta = checkpoint.header(path)
         values = [f"{meta['metrics'][k]:.4g}" if k in meta["metrics"] else "-" for k in shown]
         config = meta["config"]
         file, of = f"`{path.parent.name}/{path.name}`", f"{config.get('dataset', 'perov_5')}, {meta['split']}"
@@ -226,7 +226,7 @@ def record_workflow(cfg, target=(1.2, -0.025), count=1000, steps=150):
 def record_speed():
     """data/results/training-speed/production-seed<k>.json: minutes that the committed production models took, from their headers."""
     for path in sorted(CHECKPOINTS.glob("perov_5_production_seed*.safetensors")):
-        _, meta = checkpoint.read(path)
+        meta = checkpoint.header(path)
         cfg, minutes = Config.from_dict(meta["config"]), meta["seconds"] / 60
         claim = {"value": minutes, "split": f"{cfg.epochs} epochs, one CPU thread beside other work"}
         results.write_run("training-speed", f"production-seed{cfg.seed}", config=cfg.to_dict(), seed=cfg.seed, data_set=cfg.dataset,

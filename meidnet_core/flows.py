@@ -98,13 +98,9 @@ def task(step, name, cell, options=None, after=None):
     if after is not None and after["status"] != "ok":
         return row | {"status": f"skipped: relaxation {after['status']}"}
     try:
-        return row | TASKS[step](name, _cell(after) if after else cell, **(options or {}))
+        return row | TASKS[step](name, relaxation.cell_from(after) if after else cell, **(options or {}))
     except Exception as error:                                         # engines fail in many ways; the other materials go on
         return row | {"status": f"failed: {type(error).__name__}: {str(error)[:300]}"}
-
-
-def _cell(row):
-    return row["lattice"], row["symbols"], row["frac"]
 
 
 def _rounded(cell):
@@ -295,7 +291,7 @@ def run_shard(step, cells, folder, part="1/1", options=None, relaxed=False, agai
         if relaxed and name not in before:
             rows.append({"name": name, "step": step, "status": f"skipped: no finished relaxation in {folder}"})
             continue
-        cell = _cell(before[name]) if relaxed else cells[name]
+        cell = relaxation.cell_from(before[name]) if relaxed else cells[name]
         key = key_of(step, name, cell, options)
         if key not in done or (again and done[key]["status"] != "ok"):
             done[key] = {"key": key} | task(step, name, cell, options)

@@ -130,7 +130,7 @@ class Layout:
     def __init__(self, elements, sites, columns, properties=None):
         self.elements, self.sites, self.columns = tuple(elements), sites, columns
         if properties is None:
-            table = element_properties()[[crystal.atomic_number(e) for e in elements]]
+            table = element_properties()[crystal.atomic_numbers(elements)]
             properties = torch.cat([table[:, table.any(0)], torch.zeros(1, int(table.any(0).sum()))])
         self.properties = properties                                                        # (E + 1, K), last: empty
         self.rows = -(-(len(elements) + 2 + 2 * sites + 1 + self.properties.shape[1]) // 4) * 4

@@ -50,13 +50,15 @@ def energy(atoms, job, folder, step, **changes):
     converges. Mixing changes the way to the density, not the density.
     """
     from gpaw import KohnShamConvergenceError
-    *others, last = list(MIXING)[(read(folder, "mixing") or {"swung": 0})["swung"]:]
+    swung = read(folder, "swung") or []
+    *others, last = (mixing for mixing in MIXING if mixing not in swung)
     for mixing in others:
         try:
             atoms.calc = calculator(job, folder, step, mixing, **changes)
             return atoms.get_potential_energy()
         except KohnShamConvergenceError:
-            write(folder, "mixing", {"swung": list(MIXING).index(mixing) + 1})
+            swung = [*swung, mixing]
+            write(folder, "swung", swung)
     atoms.calc = calculator(job, folder, step, last, **changes)
     return atoms.get_potential_energy()
 

@@ -72,7 +72,7 @@ def tables(elements, device="cpu", common=COMMON):
     metal, rest = _sums(cations, 2), _sums(anions, 3)
     distance = lru_cache(None)(lambda a, b: min(abs(p + q) for p in a for q in b))
     charge = torch.tensor([[distance(a, b) for b in rest] for a in metal], dtype=torch.float32)
-    chi = crystal.electronegativities()[[crystal.atomic_number(e) for e in elements]]
+    chi = crystal.electronegativities()[crystal.atomic_numbers(elements)]
     order = torch.tensor(np.maximum(chi[:, None] - chi[None], 0), dtype=torch.float32)
     radius = torch.tensor(_radii(elements, states), dtype=torch.float32)
     return Tables(*(t.to(device) for t in (cation, anion, charge, order, radius)))

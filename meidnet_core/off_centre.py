@@ -29,8 +29,7 @@ def stored_cell(name):
 def by_potential(formula, direction, potential="sevennet-0"):
     """Cell (lattice (6,), symbols, frac) of the lowest relaxation with the potential (relax.off_centre)."""
     from . import potentials, relax
-    row = relax.off_centre(dft.cubic_start(formula, potential), potentials.get_calculator(potential, "cpu"), direction)
-    return row["lattice"], row["symbols"], row["frac"]
+    return relax.cell_from(relax.off_centre(dft.cubic_start(formula, potential), potentials.get_calculator(potential, "cpu"), direction))
 
 
 def symmetrized(cell, within=LOOSE):

@@ -89,16 +89,17 @@ def distances(numbers):
     return np.array([(site.get(tuple(z), np.nan), lowest.get(f, np.nan)) for z, f in zip(numbers, formula)]).reshape(-1, 2)
 
 
-def own_cells(path=OWN, labelled=False):
+def own_cells(path=OWN, labelled=False, potential=None):
     """CrystalSet of the cubic cells that this project relaxed. DataError names a missing file, column or element.
 
-    Every label of LABELS is unknown; labelled: OWN_LABEL is one more column, and known.
+    Every label of LABELS is unknown; labelled: OWN_LABEL is one more column, and known. potential: only cells of this one.
     """
     import pandas as pd
     if not path.exists():
         raise DataError(f"{path}: not there; write it by `python -m meidnet_core.own_cells`")
     found = pd.read_csv(path)
     missing = [c for c in OWN_COLUMNS if c not in found]
+    found = found if missing or potential is None else found[found.potential == potential]
     if missing or not len(found):
         raise DataError(f"{path}: " + (f"column {', '.join(missing)} missing" if missing else "no rows"))
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .relax import SYMMETRY, key_of, passing, to_atoms
+from .relax import SYMMETRY, cell_from, key_of, passing, to_atoms
 
 SOFT = -0.1                    # THz
 DISPLACEMENT = 0.01            # angstrom
@@ -338,7 +338,7 @@ def main():
     parser.add_argument("--potential", default="sevennet-0")
     args = parser.parse_args()
     rows = candidates.relaxed_cubic(args.formulas, args.potential)
-    cells = {f: (r["lattice"], r["symbols"], r["frac"]) for f, r in zip(args.formulas, rows) if "lattice" in r}
+    cells = {f: cell_from(r) for f, r in zip(args.formulas, rows) if "lattice" in r}
     for name, s in study_all(cells, Path("runs") / "phonons" / args.potential, args.potential).items():
         print(name, s["status"], s.get("lowest"), sorted({m["label"] for m in s.get("soft", [])}))
 

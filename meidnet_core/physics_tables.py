@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from . import repair, results
+from . import relax, results
 from .evidence import SHIFTED, anion_pairs, answer, paper_gaps, stored_places
 
 
@@ -78,7 +78,7 @@ def charge_table(found):
     rows = []
     for f, r in found.items():
         if r.get("lattice"):
-            pairs, charge, shortest = anion_pairs(repair.cell_from(r))
+            pairs, charge, shortest = anion_pairs(relax.cell_from(r))
             rows.append({"material": f, "space group": r["spacegroup_after"], "shortest X-X (Å)": shortest, "bonds X-X a formula": pairs,
                          "left for A + B (e)": charge, "gain (meV/atom)": 1000 * r["gain"]})
     return pd.DataFrame(rows)

@@ -32,6 +32,11 @@ def key_of(cell, start, potential, fmax=FMAX, steps=STEPS, checkpoint=None):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def cell_from(row):
+    """Cell (lattice, symbols, frac) of a row that has them: of a relaxation, a polymorph, a stored result."""
+    return row["lattice"], row["symbols"], row["frac"]
+
+
 def to_atoms(cell):
     """ASE Atoms of a cell (lattice (6,) angstrom and degrees, symbols, frac)."""
     from ase import Atoms

@@ -59,11 +59,6 @@ def _base(cell, modes):
     return {"cell": cell, "modes": [m | {"eigenvector": np.array(m["eigenvector"][0]) + 1j * np.array(m["eigenvector"][1])} for m in modes]}
 
 
-def cell_from(row):
-    """Cell tuple of a row with lattice, symbols, frac."""
-    return row["lattice"], row["symbols"], row["frac"]
-
-
 def examine(cell, calculator, polish=True):
     """Polish, symmetrise, phonons -> row of relax.relax with spacegroup, symprec, lowest, lowest_exact (THz), modes; failures labelled."""
     row = relax.relax(cell, calculator, "ideal", relax.FMAX, 150 if polish else 0)
@@ -71,7 +66,7 @@ def examine(cell, calculator, polish=True):
         return row
     try:
         row = _symmetric(row, calculator) if polish else row | {"symprec": phonons.SYMPREC}
-        cell, ph = cell_from(row), None
+        cell, ph = relax.cell_from(row), None
         for size in _sizes(cell) if polish else [(2, 2, 2)]:
             ph = phonons.phonopy_of(cell, calculator, size)
             exact = min(phonons.lowest_exact(ph), row.get("lowest_exact", np.inf))
@@ -97,7 +92,7 @@ def _symmetric(row, calculator):
     """The most symmetric primitive cell, relaxed, whose energy is not above the row's by more than SAME."""
     for symprec in SYMPRECS:
         try:
-            cell, _ = phonons.primitive(cell_from(row), symprec)
+            cell, _ = phonons.primitive(relax.cell_from(row), symprec)
         except (TypeError, ValueError, AttributeError):                      # spglib finds no group at this tolerance
             continue
         new = relax.relax(cell, calculator, "ideal", relax.FMAX / 2, 150)
@@ -138,8 +133,8 @@ def search(cell, calculator, path, *, generations=19, offspring=3, population=12
 def _generation(out, g, offspring, population, rng, ledger, evaluate, calculator):
     pool = distinct(out["individuals"])[:population]
     if g % EVERY == 0 and pool:                                              # new soft modes of the most promising candidate
-        found = ledger.ask("examine", [cell_from(pool[0])], lambda cells: (examine(c, calculator) for c in cells))[0]
-        out["bases"] += [_base(cell_from(found), found["modes"])] if found.get("modes") else []
+        found = ledger.ask("examine", [relax.cell_from(pool[0])], lambda cells: (examine(c, calculator) for c in cells))[0]
+        out["bases"] += [_base(relax.cell_from(found), found["modes"])] if found.get("modes") else []
     if not pool:
         genes = [random_genes(rng, out["bases"]) for _ in range(offspring)]
     else:
@@ -178,9 +173,9 @@ def alike(a, b):
 
 def _reduced(row):
     try:
-        return phonons.primitive(cell_from(row), 0.05)[0]
+        return phonons.primitive(relax.cell_from(row), 0.05)[0]
     except (TypeError, ValueError, AttributeError):                          # spglib finds no group at this tolerance
-        return cell_from(row)
+        return relax.cell_from(row)
 
 
 # ---- repair -------------------------------------------------------------------------------------------
@@ -216,21 +211,21 @@ def repair(name, cell, potential, folder, *, generations=19, offspring=3, popula
 
 def _polymorphs(found, parent, ledger, calculator, evaluate, settle, minutes):
     """Distinct polymorphs; the lowest ones examined, then their own soft modes followed while none is free of them."""
-    top = [cell_from(r) for r in distinct(found["individuals"])[:SETTLED]]
+    top = [relax.cell_from(r) for r in distinct(found["individuals"])[:SETTLED]]
     examined, rest = [], distinct(ledger.ask("settle", top, settle), alike)
     late = lambda: minutes is not None and ledger.seconds > 60 * minutes
-    look = lambda row: ledger.ask("examine", [cell_from(row)], lambda cells: (examine(c, calculator) for c in cells))[0]
+    look = lambda row: ledger.ask("examine", [relax.cell_from(row)], lambda cells: (examine(c, calculator) for c in cells))[0]
     while rest and len(examined) < CHECKED and len([e for e in examined if stable(e)]) < LOWEST and not (examined and late()):
         examined, rest = examined + [look(rest[0])], rest[1:]
     for n in range(ROUNDS):
         best = min((e for e in examined if e.get("modes")), key=lambda e: e["energy_per_atom"], default=None)
         if best is None or any(map(stable, examined)) or late():
             break
-        bases = [_base(cell_from(best), best["modes"])]
+        bases = [_base(relax.cell_from(best), best["modes"])]
         rows = distinct(_evaluated(starters(bases, 5), bases, ledger, evaluate, f"round {n + 1}"))
         examined += [look(r) for r in rows[:1]]
     if not any(map(stable, examined)) and not late():                        # large cells crowd out small ones, whose phonons are surer
-        small = [cell_from(r) for r in distinct(found["individuals"]) if len(r["symbols"]) <= SMALL][:SETTLED]
+        small = [relax.cell_from(r) for r in distinct(found["individuals"]) if len(r["symbols"]) <= SMALL][:SETTLED]
         rows = distinct(ledger.ask("settle", small, settle), alike)
         examined += [look(r) for r in rows[:LOWEST]]
     return [r for r in distinct(examined + rest, alike) if r["energy_per_atom"] < parent["energy_per_atom"]]
@@ -267,7 +262,7 @@ def _plain(row):
     keys = ("status", "energy_per_atom", "lattice", "symbols", "frac", "spacegroup", "symprec", "lowest", "lowest_exact",
             "lowest_outside", "elastic", "supercell")
     plain = {k: row.get(k) for k in keys}
-    return plain if plain["spacegroup"] else plain | {"spacegroup": phonons.spacegroup(cell_from(row), 0.05), "symprec": 0.05}
+    return plain if plain["spacegroup"] else plain | {"spacegroup": phonons.spacegroup(relax.cell_from(row), 0.05), "symprec": 0.05}
 
 
 def parents(formulas, potential, lattice=None):
@@ -282,7 +277,7 @@ def parents(formulas, potential, lattice=None):
 def holding(row):
     """`wrap` of engine: a calculator under the pressure that holds the cubic cell of a row."""
     from .potentials import held_at
-    return partial(held_at, relax.to_atoms(cell_from(row)))
+    return partial(held_at, relax.to_atoms(relax.cell_from(row)))
 
 
 def write(result, folder, cifs):
@@ -296,7 +291,7 @@ def write(result, folder, cifs):
     base = result["name"] + at + (f"-seed{result['seed']}" if result["seed"] else "")
     cells = {f"{base}-{k}": p for k, p in enumerate(result.get("polymorphs", []), 1)}
     for name, row in (cells | ({base: result} if result.get("lattice") else {})).items():
-        _write_atomic(Path(cifs) / f"{name}.cif", phonons._structure(cell_from(row)).to(fmt="cif", symprec=row["symprec"]))
+        _write_atomic(Path(cifs) / f"{name}.cif", phonons._structure(relax.cell_from(row)).to(fmt="cif", symprec=row["symprec"]))
     return path
 
 
@@ -323,7 +318,7 @@ def from_row(formula, row, name, args):
     if "lattice" not in row:
         return {"name": formula, "potential": name, "seed": args.seed, "status": row["status"]}
     calculator, evaluate, settle = engine(args.potential, args.batch, *([holding(row)] if args.lattice else []))
-    out = repair(formula, cell_from(row), name, ROOT / "runs" / "repair", generations=args.generations, offspring=args.offspring,
+    out = repair(formula, relax.cell_from(row), name, ROOT / "runs" / "repair", generations=args.generations, offspring=args.offspring,
                  minutes=args.minutes, seed=args.seed, calculator=calculator, evaluate=evaluate, settle=settle)
     return out | ({"held_at": args.lattice, "pressure": round(calculator.pressure / GPa, 3)} if args.lattice else {})
 

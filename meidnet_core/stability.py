@@ -65,7 +65,7 @@ def _lower(rows):
     """Cell (lattice, symbols, frac) of the relaxation that ends lowest in energy; None when none of them ended."""
     ended = [r for r in rows if r["status"] == "ok"]
     best = min(ended, key=lambda r: r["energy_per_atom"], default=None)
-    return best and (best["lattice"], best["symbols"], best["frac"])
+    return best and relax.cell_from(best)
 
 
 def ground_state_cells(seed=0):

@@ -218,7 +218,7 @@ def export(tool, folder=None, potential="sevennet-0", limit=0.1, **options):
     seen = candidates.counts(tool.train)
     table["cells_with_rarest_element"] = [min(seen.get(e, 0) for e in set(c[1])) for c in cells]
     chosen = table[(table.e_above_hull <= limit) & table.unique & table.new_training].sort_values("e_above_hull")
-    cells = [(r["lattice"], r["symbols"], r["frac"]) for r in (rows["ideal"][i] for i in chosen.index)]
+    cells = [relax.cell_from(rows["ideal"][i]) for i in chosen.index]
     chosen = chosen.assign(potential=potential, hull="list", training_cells=candidates.sightings(chosen.formula, tool.train))
     candidate_files.write(folder, chosen.round(4), cells)
     return chosen

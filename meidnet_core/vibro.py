@@ -23,7 +23,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from .relax import to_atoms
+from .relax import cell_from, to_atoms
 
 THRESHOLD = -0.1               # THz
 
@@ -145,7 +145,7 @@ def in_rounds(name, cell, calculator, folder, rounds=1, **options):
     done = []
     while len(done) < rounds:
         found = search(cell, calculator, Path(folder) / f"round{len(done)}", **options)
-        best = repair.examine(repair.cell_from(found["rows"][0]), calculator) if found["rows"] else {"status": "no soft modes"}
+        best = repair.examine(cell_from(found["rows"][0]), calculator) if found["rows"] else {"status": "no soft modes"}
         if best.get("lowest") is None:
             if done:
                 break
@@ -153,7 +153,7 @@ def in_rounds(name, cell, calculator, folder, rounds=1, **options):
         done.append((found, best))
         if repair.stable(best):
             break
-        cell = repair.cell_from(best)
+        cell = cell_from(best)
     return done
 
 
@@ -168,7 +168,7 @@ def measure(formula, potential="sevennet-0", rounds=1, **options):
     calculator, row = get_calculator(potential, "cpu"), candidates.relaxed_cubic([formula], potential)[0]
     start, cpu, folder = time.time(), time.process_time(), results.ROOT / "runs" / "vibroml" / f"{formula}-{potential}"
     shutil.rmtree(folder, ignore_errors=True)                                # VibroML would go on from what another call left
-    done = in_rounds(formula, repair.cell_from(row), calculator, folder, rounds, **options)
+    done = in_rounds(formula, cell_from(row), calculator, folder, rounds, **options)
     found, best = min(done, key=lambda pair: pair[1]["energy_per_atom"])
     below = lambda r: row["energy_per_atom"] - r["energy_per_atom"]
     metrics = {"lowest_before": done[0][0]["lowest"], "gain": below(found["rows"][0]), "gain_polished": below(best),

@@ -61,7 +61,7 @@ def test_targets_against_gaps_say_how_many_materials():
 
 def test_bands_of_a_polymorph_that_is_no_longer_chosen_are_left_out(tmp_path, monkeypatch):
     name, chosen = next((f, r) for f, r in evidence.polymorphs().items() if len(r["symbols"]) > 5)
-    cell, cubic = repair.cell_from(chosen), evidence.dft.cubic_start(name)
+    cell, cubic = relax.cell_from(chosen), evidence.dft.cubic_start(name)
     eight = phonons.build(cubic, np.diag([2, 1, 1]), np.zeros((10, 3)), np.array([1, 1, 1, 0, 0, 0]))
     for stored, kept in ((cell, [name]), (eight, [])):
         monkeypatch.setattr(dft, "load", lambda f, profile, cell=stored: {"gap": gap(), "cell": cell})

@@ -175,7 +175,7 @@ def test_a_repair_in_batches(fake, tmp_path, monkeypatch):
 
 
 def cubic(formula, calculator):
-    return repair.cell_from(relax.relax(candidates.cells_of([formula])[0], calculator))
+    return relax.cell_from(relax.relax(candidates.cells_of([formula])[0], calculator))
 
 
 @pytest.mark.slow
@@ -194,7 +194,7 @@ def test_strontium_titanate_at_its_measured_size_is_tetragonal(tmp_path):
     row = repair.parents(["SrTiO3"], "sevennet-0", 3.905)[0]
     calculator, *_ = repair.engine("sevennet-0", 0, repair.holding(row))
     pressure = calculator.pressure / GPa
-    out = repair.repair("SrTiO3", repair.cell_from(row), "sevennet-0-a3.905", tmp_path, generations=3, population=9, calculator=calculator)
+    out = repair.repair("SrTiO3", relax.cell_from(row), "sevennet-0-a3.905", tmp_path, generations=3, population=9, calculator=calculator)
     assert 4 < pressure < 7 and out["status"] == "repaired" and "140" in out["polymorphs"][0]["spacegroup"]
     assert repair.stable(out["polymorphs"][0])
 

@@ -255,10 +255,16 @@ def test_stored_runs_are_what_the_code_asks_for():
     assert not results.done("sun-ours", 0, sun.configuration(SimpleNamespace(symmetrize=False, models=[None] * 3), "ours"))
 
 
+@pytest.fixture(scope="module")
+def committed():
+    """A Designer over the committed models."""
+    return sun.designer()
+
+
 @pytest.mark.parametrize("method, which", [("random", slice(None)), ("ensemble", slice(None)), ("screening", slice(1))])
-def test_stored_runs_rest_on_the_committed_models(method, which):
+def test_stored_runs_rest_on_the_committed_models(committed, method, which):
     """What they say of each cell is what the committed checkpoints read today: after another training the runs have to be made anew."""
-    tool, run = sun.designer(), results.read_run(f"sun-{method}", "seed0")["curve"]
+    tool, run = committed, results.read_run(f"sun-{method}", "seed0")["curve"]
     cells = candidates.ideal(candidates.numbers_of(run["formula"]), tool.constant)
     read = design.predict(tool.models[which], cells)[0]
     for label in ("pbe_gap", "stability"):
