@@ -137,7 +137,7 @@ def vasp_flow(name, cell, relax=False, potcar=None, functional="PBE"):
     try:
         from atomate2.vasp.jobs.core import NonSCFMaker, RelaxMaker, StaticMaker
     except ImportError as error:
-        raise ImportError("vasp_flow needs atomate2: `uv pip install -e '.[cluster]'` in an environment of its own") from error
+        raise ImportError("vasp_flow needs atomate2, which requirements.lock pins: `make install`") from error
     from jobflow import Flow, Job
 
     from . import vasp

@@ -20,10 +20,10 @@ STRAINS = (0.0, 0.01, -0.01, 0.02, -0.02)      # of the lattice constant, in thi
 NEAREST, ENOUGH, MOST = 3, 5, 9                # points of an equation of state
 EMPTY = 14                                     # empty bands at most: in large cells the highest would take most of the time
 LOOSE = {"energy": 3e-5, "density": 1e-3, "eigenstates": 3e-4}      # of strained cells: energies to 0.1 meV in half the steps
-DENSE = {"energy": 1e-5, "density": 1e-4, "eigenstates": 1e-6}      # of the self-consistent run
-MIXING = {"bold": ((0.4, 8, 20), (0.25, 8, 20)), "gentle": ((0.2, 8, 50), (0.1, 8, 50)),     # without and with spin; see energy()
+DENSE = {"energy": 1e-5, "density": 1e-4, "eigenstates": 3e-5}      # of the self-consistent run: levels to 0.03 meV
+MIXING = {"bold": ((0.4, 8, 20), (0.25, 8, 20)), "gentle": ((0.2, 5, 50), (0.1, 5, 50)),     # without and with spin; see energy()
           "careful": ((0.1, 5, 50), (0.05, 5, 50))}
-PATIENCE = 30                                  # after so many steps without convergence the next mixing starts anew
+PATIENCE = {"bold": (16, 30), "gentle": (40, 50)}      # steps to LOOSE, to DENSE, after which the next mixing starts anew
 FMAX, MOVES = 0.03, 60                         # eV/angstrom, largest force and stress x cell of a relaxed cell; most steps to it
 TINY_GAP = 0.1                                 # eV; below this Kohn-Sham gap the discontinuity means nothing
 WINDOW = (-8.0, 8.0)                           # eV around the Fermi level, of the density of states
@@ -33,8 +33,8 @@ NEAR = 2.0                                     # eV around the Fermi level, of t
 def calculator(job, folder, step, mixing="careful", **changes):
     """A GPAW calculator for one step; everything that the numbers depend on comes from job["settings"]."""
     from gpaw import GPAW, PW, FermiDirac, Mixer, MixerSum
-    s, spin = job["settings"], bool(job["magmoms"])
-    steps = s["maxiter"] if mixing == "careful" else min(PATIENCE, s["maxiter"])
+    s, spin, dense = job["settings"], bool(job["magmoms"]), changes.get("convergence") != LOOSE
+    steps = s["maxiter"] if mixing == "careful" else min(PATIENCE[mixing][dense], s["maxiter"])
     words = dict(mode=PW(s["cutoff"]), xc=job["xc"], kpts={"size": s["kpts"], "gamma": s["gamma"]}, occupations=FermiDirac(s["smearing"]),
                  convergence=DENSE, maxiter=steps, mixer=(MixerSum if spin else Mixer)(*MIXING[mixing][spin]), setups=job["setups"],
                  txt=str(folder / f"{step}.txt"))

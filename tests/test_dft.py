@@ -675,7 +675,7 @@ def test_where_bold_mixing_does_not_converge_the_careful_one_does(in_process, mo
     bold = gpaw_job.scf(job, tmp_path)
     tried, calculator = [], gpaw_job.calculator
     monkeypatch.setattr(gpaw_job, "calculator", lambda *args, **words: tried.append(args[3:]) or calculator(*args, **words))
-    monkeypatch.setattr(gpaw_job, "PATIENCE", 2)
+    monkeypatch.setattr(gpaw_job, "PATIENCE", {"bold": (2, 2), "gentle": (2, 2)})
     careful = gpaw_job.scf(job, tmp_path)
     assert tried == [("bold",), ("gentle",), ("careful",)]
     assert careful["energy_per_atom"] == pytest.approx(bold["energy_per_atom"], abs=1e-5)
