@@ -155,8 +155,9 @@ def execute(entry, splits, progress=True, device="auto"):
     return path
 
 
-def labelled(value, split, cfg):       # the split says by which protocol: the paper's number comes from a longer schedule
-    return {"value": value, "split": f"{split} ({cfg.name}, {cfg.epochs} epochs)"}
+def labelled(claim, split, cfg):       # the split says by which protocol: the paper's number comes from a longer schedule
+    claim = claim if isinstance(claim, dict) else {"value": claim}
+    return claim | {"split": f"{split} ({cfg.name}, {cfg.epochs} epochs)"}
 
 
 def claims_of(entry, m):
@@ -283,18 +284,19 @@ def _best_dimension(groups, base, tag):
     level = ", ".join(map(str, sorted(m["ties_paper"])))
     count = len(groups["128"])
     split = f"test, {count} seeds each" + (f", level with {level}" if level else "")
-    _compared(f"latent-{tag}best", "summary", base, {"s1.best_dim": m["best_of_paper"]}, m, None, split,
+    claim = {"value": m["best_of_paper"], "undecided": bool(m["ties_paper"])}
+    _compared(f"latent-{tag}best", "summary", base, {"s1.best_dim": claim}, m, None, split,
               groups["128"][0]["n"], dimensions=list(PAPER_DIMENSIONS), seeds=count)
 
 
 def _first(groups, base, tag):
-    """f2a.efcl_first, seed by seed: EF+CL has the highest cosine and the lowest L2 distance, both apart from EF's over all seeds (Welch,
-    0.05): an order that other seeds may turn round is none."""
-    clear = int(all(p_value(values(groups["efcl"], k), values(groups["ef"], k)) < 0.05 for k in ("cosine", "l2d")))
+    """f2a.efcl_first, seed by seed: EF+CL has the highest cosine and the lowest L2 distance; undecided unless both lie apart from EF's over
+    all seeds (Welch, 0.05): an order that other seeds may turn round is none."""
+    clear = all(p_value(values(groups["efcl"], k), values(groups["ef"], k)) < 0.05 for k in ("cosine", "l2d"))
     for rows in paired(groups, FUSIONS):
         seed, score = rows[0]["seed"], {k: [r["metrics"][k] for r in rows] for k in ("cosine", "l2d", "exact_composition")}
         m = {f"{k}_first": int(v[2] < min(v[:2]) if k == "l2d" else v[2] > max(v[:2])) for k, v in score.items()}
-        claims = {"f2a.efcl_first": m["cosine_first"] * m["l2d_first"] * clear}
+        claims = {"f2a.efcl_first": {"value": m["cosine_first"] * m["l2d_first"], "undecided": not clear}}
         _compared(f"fusion-{tag}first", f"seed{seed}", base, claims, m, seed, "test", rows[0]["n"])
 
 

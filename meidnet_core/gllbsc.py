@@ -275,7 +275,7 @@ def treatable(table):
     reason = []
     for f in table.formula:
         found = {crystal.atomic_number(e) for e in data.elements_of(f)}
-        magnetic = sorted(set(data.elements_of(f)) & {"Cr", "Mn", "Fe", "Co", "Ni", "V", "Re", "Mo", "W", "Cu", "Rh"})
+        magnetic = sorted(set(data.elements_of(f)) & {"Cr", "Mn", "Fe", "Co", "Ni", "V", "Re", "Mo", "W", "Cu", "Rh", "Pd"})       # Pd 2+: d8, as Ni
         heavy = sorted(crystal.symbol(z) for z in found & HEAVY)
         reason.append(f"no GLLB-SC setup: {', '.join(heavy)}" if heavy else f"open d shell: {', '.join(magnetic)}" if magnetic else "")
     return table.assign(reason=reason)

@@ -12,6 +12,8 @@ import math
 import os
 from pathlib import Path
 
+import numpy as np
+
 from .config import Config
 from .provenance import ROOT, environment
 
@@ -20,7 +22,7 @@ RESULTS = ROOT / "data" / "results"
 
 REFERENCE_COLUMNS = "id where quantity unit paper sense tolerance target".split()
 COLUMNS = "id where quantity unit paper ours sd n_seeds split verdict source".split()
-VERDICTS = ["exceeded", "reproduced", "not reproduced", "not yet"]
+VERDICTS = ["exceeded", "reproduced", "undecided", "not reproduced", "not yet"]
 KEYS = ("experiment run config seed data_set split n metrics claims wall_time_s "
         "device threads cpu packages commit date").split()
 HEADLINE = ("abs.", "t1.", "f2", "f3b.", "s3.gap_mae", "f4.", "ts1.gap_dft_mae", "x.")  # prefixes
@@ -89,7 +91,7 @@ def verdict(paper, ours, sense, tolerance, target):
     reproduced      within the tolerance of the paper or better than it (match:
                     within); or neither number nor target, and a run draws it too
     not reproduced  all else
-    Raises ValueError for an unknown sense.
+    undecided is said by `_row`, of several runs. Raises ValueError for an unknown sense.
     """
     if sense not in ("higher", "lower", "match"):
         raise ValueError(f"unknown sense {sense!r}")
@@ -107,6 +109,18 @@ def verdict(paper, ours, sense, tolerance, target):
         return "not reproduced"
     beaten = _missing(target) and sign * (ours - paper) > tolerance + tiny
     return "exceeded" if beaten else "reproduced"
+
+
+def straddles(values, decide, level=0.95):
+    """Do the ends of the interval of the mean (Student's t over seeds) lie on either side of "not reproduced"?
+
+    decide(value) -> verdict. Such a row is undecided: other seeds may turn it round. False for less than two seeds.
+    """
+    from scipy.stats import t
+    if len(values) < 2:
+        return False
+    half = t.ppf(0.5 + level / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return len({decide(np.mean(values) + side * half) == "not reproduced" for side in (-1, 1)}) == 2
 
 
 def _plain(value):
@@ -148,7 +162,7 @@ def _normalise(claims, split, known, path, reference):
             raise ValueError(f"{path}: claim {name} is {value!r}, expected a finite number")
         if not isinstance(where, str) or not where:
             raise ValueError(f"{path}: claim {name} has the split {where!r}, expected a name")
-        out[name] = {"value": float(value), "split": where}
+        out[name] = {"value": float(value), "split": where} | ({"undecided": True} if claim.get("undecided") else {})
     return out
 
 
@@ -160,7 +174,7 @@ def write_run(experiment, run, *, config, seed, data_set, split, n, metrics, cla
     seed: int, or None for a run without chance; split: what was scored ("train",
     "test", ...; figures on the training set must say "train"); n: how many items
     were scored; metrics: dict; claims: {id of paper.csv: number, or {"value":
-    number, "split": name}}; wall_time_s: seconds. The environment is added;
+    number, "split": name}, with "undecided": True where no run could tell}; wall_time_s: seconds. The environment is added;
     extra entries are kept and may replace those of the environment (device=...).
     Raises ValueError for an unknown claim id or a NaN or infinity anywhere,
     TypeError for what JSON cannot hold.
@@ -212,12 +226,12 @@ def read_runs(root=RESULTS):
 
 
 def _by_claim(runs, known, reference):
-    """{claim id: [(run, value, split), ...]}"""
+    """{claim id: [(run, value, split, undecided), ...]}"""
     found = {}
     for run in runs:
         claims = _normalise(run["claims"], run["split"], known, run["path"], reference)
         for name, claim in claims.items():
-            found.setdefault(name, []).append((run, claim["value"], claim["split"]))
+            found.setdefault(name, []).append((run, claim["value"], claim["split"], "undecided" in claim))
     return found
 
 
@@ -226,20 +240,20 @@ def _check_alike(name, entries):
     def sole(what, values, text=json.dumps):
         texts = sorted({text(value) for value in values})
         if len(texts) > 1:
-            paths = ", ".join(str(run["path"]) for run, _, _ in entries)
+            paths = ", ".join(str(run["path"]) for run, *_ in entries)
             raise ValueError(f"claim {name}: runs mix {what}: {', '.join(texts)} ({paths})")
-    sole("experiments", [run["experiment"] for run, _, _ in entries])
-    sole("splits", [split for _, _, split in entries])
-    sole("data sets", [run["data_set"] for run, _, _ in entries])
-    sole("configs", [run["config"] for run, _, _ in entries], _telling)
-    seeds = [run["seed"] for run, _, _ in entries]
+    sole("experiments", [run["experiment"] for run, *_ in entries])
+    sole("splits", [split for _, _, split, _ in entries])
+    sole("data sets", [run["data_set"] for run, *_ in entries])
+    sole("configs", [run["config"] for run, *_ in entries], _telling)
+    seeds = [run["seed"] for run, *_ in entries]
     if len(set(seeds)) < len(seeds):
         folder = entries[0][0]["path"].parent
         raise ValueError(f"claim {name}: seeds appear twice: {seeds} ({folder})")
 
 
 def _source(entries):
-    paths = [run["path"].resolve() for run, _, _ in entries]
+    paths = [run["path"].resolve() for run, *_ in entries]
     paths = paths if len(paths) <= FEW else [paths[0].parent]
     paths = [path.relative_to(ROOT) if path.is_relative_to(ROOT) else path for path in paths]
     return ";".join(path.as_posix() for path in paths)
@@ -252,11 +266,12 @@ def _row(claim, entries):
            "ours": None, "sd": None, "n_seeds": None, "split": "", "source": ""}
     if entries:
         _check_alike(claim.id, entries)
-        values = pd.Series([value for _, value, _ in entries])
+        values = pd.Series([value for _, value, *_ in entries])
         row.update(ours=values.mean(), sd=values.std(ddof=1), n_seeds=len(values),
                    split=entries[0][2], source=_source(entries))
-    rule = claim.sense, claim.tolerance, claim.target
-    return {**row, "verdict": verdict(claim.paper, row["ours"], *rule)}
+    decide = lambda value: verdict(claim.paper, value, claim.sense, claim.tolerance, claim.target)
+    open_ = any(undecided for *_, undecided in entries) or straddles([value for _, value, *_ in entries], decide)
+    return {**row, "verdict": "undecided" if open_ else decide(row["ours"])}
 
 
 def join_claims(reference=REFERENCE, root=RESULTS):
