@@ -299,10 +299,10 @@ def knn_baseline(features, sets, names, ks=KS):
     return out
 
 
-def mean_baseline(sets, names):
-    """Metrics of `test` for the mean of the training labels."""
-    labels = _labels(sets["test"], names)
-    return score(np.broadcast_to(np.nanmean(_labels(sets["train"], names), 0), labels.shape), labels, names)
+def constant_baseline(sets, names, what="mean"):
+    """Metrics of `test` for the mean or the median of the training labels (of gaps that are mostly zero, the median is 0)."""
+    labels, constant = _labels(sets["test"], names), {"mean": np.nanmean, "median": np.nanmedian}[what]
+    return score(np.broadcast_to(constant(_labels(sets["train"], names), 0), labels.shape), labels, names)
 
 
 def settings(**changes):

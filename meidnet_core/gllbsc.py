@@ -270,12 +270,15 @@ def _config():
     return {"xc": "GLLBSC", "cutoff": s.cutoff, "kpts": list(s.kpts), "gamma": s.gamma, "smearing": s.smearing}
 
 
+OPEN_D = {"Cr", "Mn", "Fe", "Co", "Ni", "V", "Re", "Mo", "W", "Cu", "Rh", "Pd"}         # as cations of halides; Pd 2+ is d8, as Ni 2+
+
+
 def treatable(table):
     """Rows of data/candidates/candidates.csv with a setup for each element and without open d shells, and the others' reasons."""
     reason = []
     for f in table.formula:
         found = {crystal.atomic_number(e) for e in data.elements_of(f)}
-        magnetic = sorted(set(data.elements_of(f)) & {"Cr", "Mn", "Fe", "Co", "Ni", "V", "Re", "Mo", "W", "Cu", "Rh", "Pd"})       # Pd 2+: d8, as Ni
+        magnetic = sorted(set(data.elements_of(f)) & OPEN_D)
         heavy = sorted(crystal.symbol(z) for z in found & HEAVY)
         reason.append(f"no GLLB-SC setup: {', '.join(heavy)}" if heavy else f"open d shell: {', '.join(magnetic)}" if magnetic else "")
     return table.assign(reason=reason)

@@ -174,6 +174,12 @@ def validate(potential, seed=0, own=False, **options):
                              split="cubic cells, half of them within 0.1 eV/atom of the OQMD hull")
 
 
+def precision_at(share, precision, recall, base=0.5):
+    """Precision (0-1) where a `share` of all cells is stable, from precision and recall measured where `base` of them is (Bayes)."""
+    wrong = recall * base / (1 - base) * (1 / precision - 1)               # of the unstable ones, called stable
+    return recall * share / (recall * share + wrong * (1 - share))
+
+
 def validation_table(runs):
     """How well potentials and hulls place known ABX3: a DataFrame; runs {"hull-fit/...": run, "hull-validation/...": run}."""
     import pandas as pd

@@ -226,11 +226,19 @@ def test_unknown_labels_of_neighbours_are_left_out(perovskites):
     assert 0 < cgcnn.knn_baseline(x, sets, NAMES, ks=(2,))["dir_gap_mae"] < 0.03
 
 
-def test_the_mean_baseline_uses_the_training_labels_only(perovskites):
+def test_the_constant_baseline_uses_the_training_labels_only(perovskites):
     sets = {s: perovskites(10, labels=np.full((10, 2), v)) for s, v in zip(data.SPLITS, (1.0, 5.0, 3.5))}
     sets["train"].labels[:5, 0] = np.nan
-    out = cgcnn.mean_baseline(sets, NAMES)
-    assert out["dir_gap_mae"] == pytest.approx(2.5) and out["heat_all_mae"] == pytest.approx(2.5)
+    for what in ("mean", "median"):
+        out = cgcnn.constant_baseline(sets, NAMES, what)
+        assert out["dir_gap_mae"] == pytest.approx(2.5) and out["heat_all_mae"] == pytest.approx(2.5)
+
+
+def test_of_gaps_that_are_mostly_zero_the_median_is_no_gap(perovskites):
+    gaps = {s: np.array([[0.0, 1.0]] * 7 + [[3.0, 2.0]] * 3) for s in data.SPLITS}
+    sets = {s: perovskites(10, labels=gaps[s]) for s in data.SPLITS}
+    assert cgcnn.constant_baseline(sets, NAMES, "median")["dir_gap_mae"] == pytest.approx(0.9)
+    assert cgcnn.constant_baseline(sets, NAMES, "mean")["dir_gap_mae"] == pytest.approx(0.7 * 0.9 + 0.3 * 2.1)
 
 
 def test_another_schedule_stands_beside_the_stored_one():

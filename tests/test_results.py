@@ -123,8 +123,22 @@ def test_seeds_are_averaged(write, reference, tmp_path):
     row = join(tmp_path, reference).loc["t1.sm"]
     assert row["ours"] == pytest.approx(292 / 3)
     assert row["sd"] == pytest.approx(np.std([96, 97, 99], ddof=1))
-    assert (row["n_seeds"], row["split"], row["verdict"]) == (3, "test", "reproduced")
+    assert (row["n_seeds"], row["split"], row["verdict"]) == (3, "test", "undecided")            # 95 % interval: 93.5 to 101.1
     assert len(row["source"].split(";")) == 3
+
+
+@pytest.mark.parametrize("values, said", [((94.0, 95.0, 99.0), "undecided"), ((90.0, 90.1, 90.2), "not reproduced"),
+                                          ((97.9, 98.0, 98.1), "exceeded"), ((94.0,), "not reproduced")])
+def test_seeds_whose_interval_holds_the_edge_decide_nothing(write, reference, tmp_path, values, said):
+    for seed, value in enumerate(values):
+        write(run=f"seed{seed}", seed=seed, claims={"t1.sm": value})
+    assert join(tmp_path, reference).loc["t1.sm", "verdict"] == said
+
+
+def test_a_run_that_cannot_tell_says_so(write, reference, tmp_path):
+    path = write(claims={"t1.sm": {"value": 98, "undecided": True}})
+    assert json.loads(path.read_text())["claims"]["t1.sm"] == {"value": 98.0, "split": "test", "undecided": True}
+    assert join(tmp_path, reference).loc["t1.sm", "verdict"] == "undecided"
 
 
 def test_one_seed_has_no_sd_and_no_run_no_value(write, reference, tmp_path):
@@ -259,7 +273,7 @@ def test_markdown(write, reference, tmp_path):
     assert "| 20,000 ± 0 (2 seeds) | test | – | exceeded |" in text
     assert "schematic" not in text and "PBE gap" not in text
     assert (
-        "4 rows: 1 exceeded, 2 reproduced, 0 not reproduced, 1 not yet (1 of the reproduced" in text
+        "4 rows: 1 exceeded, 2 reproduced, 0 undecided, 0 not reproduced, 1 not yet (1 of the reproduced" in text
     )
     assert "schematic" in results.full_markdown(
         csv

@@ -67,3 +67,9 @@ def test_materials_that_failed_have_no_label(monkeypatch, tmp_path):
     i = crystals.ids.index("KTaSe3")
     assert np.isnan(crystals.labels[i]).all() and np.isnan(crystals.labels).sum() == 1
     assert crystals.lattice[i] == pytest.approx(whole.lattice[i], rel=0.05) and crystals.lattice[i, 0] != whole.lattice[i, 0]
+
+
+def test_precision_falls_with_the_share_that_is_stable():
+    assert stability.precision_at(0.5, 0.9, 0.8) == pytest.approx(0.9)                  # where it was measured
+    assert stability.precision_at(0.07, 134 / 143, 134 / 150) == pytest.approx(0.07 * 134 / (0.07 * 134 + 0.93 * 9))
+    assert stability.precision_at(0.01, 1.0, 0.5) == 1.0                                # nothing wrongly called stable
