@@ -18,6 +18,13 @@ def spread(samples):
     return np.std(samples, 0, ddof=1) if len(samples) > 1 else np.zeros(np.shape(samples)[1:])
 
 
+def mean_interval(samples, level=0.95):
+    """(low, high) of the mean of at least two samples by Student's t."""
+    from scipy.stats import t
+    half = t.ppf(0.5 + level / 2, len(samples) - 1) * spread(samples) / len(samples) ** 0.5
+    return float(np.mean(samples) - half), float(np.mean(samples) + half)
+
+
 def overview(groups, keys):
     """DataFrame of "mean ± sd" over seeds; groups {variant: runs}, keys {metric: column title}."""
     import pandas as pd
