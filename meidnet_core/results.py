@@ -90,7 +90,8 @@ def verdict(paper, ours, sense, tolerance, target):
     reproduced      within the tolerance of the paper or better than it (match:
                     within); or neither number nor target, and a run draws it too
     not reproduced  all else
-    undecided is said by `_row`, of several runs. Raises ValueError for an unknown sense.
+    (undecided is for _row to say: of several seeds, or where a run says so)
+    Raises ValueError for an unknown sense.
     """
     if sense not in ("higher", "lower", "match"):
         raise ValueError(f"unknown sense {sense!r}")
@@ -257,8 +258,8 @@ def _row(claim, entries):
         row.update(ours=values.mean(), sd=values.std(ddof=1), n_seeds=len(values),
                    split=entries[0][2], source=_source(entries))
     decide = lambda value: verdict(claim.paper, value, claim.sense, claim.tolerance, claim.target)
-    open_ = any(undecided for *_, undecided in entries) or _straddles([value for _, value, *_ in entries], claim.paper, decide)
-    return {**row, "verdict": "undecided" if open_ else decide(row["ours"])}
+    unclear = any(undecided for *_, undecided in entries) or _straddles([value for _, value, *_ in entries], claim.paper, decide)
+    return {**row, "verdict": "undecided" if unclear else decide(row["ours"])}
 
 
 def _straddles(values, paper, decide):
