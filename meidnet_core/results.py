@@ -214,12 +214,12 @@ def read_runs(root=RESULTS):
 
 
 def _by_claim(runs, known, reference):
-    """{claim id: [(run, value, split, undecided), ...]}"""
+    """{claim id: [(run, claim as _normalise gives it), ...]}"""
     found = {}
     for run in runs:
         claims = _normalise(run["claims"], run["split"], known, run["path"], reference)
         for name, claim in claims.items():
-            found.setdefault(name, []).append((run, claim["value"], claim["split"], "undecided" in claim))
+            found.setdefault(name, []).append((run, claim))
     return found
 
 
@@ -228,20 +228,20 @@ def _check_alike(name, entries):
     def sole(what, values, text=json.dumps):
         texts = sorted({text(value) for value in values})
         if len(texts) > 1:
-            paths = ", ".join(str(run["path"]) for run, *_ in entries)
+            paths = ", ".join(str(run["path"]) for run, _ in entries)
             raise ValueError(f"claim {name}: runs mix {what}: {', '.join(texts)} ({paths})")
-    sole("experiments", [run["experiment"] for run, *_ in entries])
-    sole("splits", [split for _, _, split, _ in entries])
-    sole("data sets", [run["data_set"] for run, *_ in entries])
-    sole("configs", [run["config"] for run, *_ in entries], _telling)
-    seeds = [run["seed"] for run, *_ in entries]
+    sole("experiments", [run["experiment"] for run, _ in entries])
+    sole("splits", [claim["split"] for _, claim in entries])
+    sole("data sets", [run["data_set"] for run, _ in entries])
+    sole("configs", [run["config"] for run, _ in entries], _telling)
+    seeds = [run["seed"] for run, _ in entries]
     if len(set(seeds)) < len(seeds):
         folder = entries[0][0]["path"].parent
         raise ValueError(f"claim {name}: seeds appear twice: {seeds} ({folder})")
 
 
 def _source(entries):
-    paths = [run["path"].resolve() for run, *_ in entries]
+    paths = [run["path"].resolve() for run, _ in entries]
     paths = paths if len(paths) <= FEW else [paths[0].parent]
     paths = [path.relative_to(ROOT) if path.is_relative_to(ROOT) else path for path in paths]
     return ";".join(path.as_posix() for path in paths)
@@ -252,13 +252,13 @@ def _row(claim, entries):
     import pandas as pd
     row = {**{name: getattr(claim, name) for name in COLUMNS[:5]},
            "ours": None, "sd": None, "n_seeds": None, "split": "", "source": ""}
+    values = pd.Series([ours["value"] for _, ours in entries], dtype=float)
     if entries:
         _check_alike(claim.id, entries)
-        values = pd.Series([value for _, value, *_ in entries])
         row.update(ours=values.mean(), sd=values.std(ddof=1), n_seeds=len(values),
-                   split=entries[0][2], source=_source(entries))
+                   split=entries[0][1]["split"], source=_source(entries))
     decide = lambda value: verdict(claim.paper, value, claim.sense, claim.tolerance, claim.target)
-    unclear = any(undecided for *_, undecided in entries) or _straddles([value for _, value, *_ in entries], claim.paper, decide)
+    unclear = any("undecided" in ours for _, ours in entries) or _straddles(values, claim.paper, decide)
     return {**row, "verdict": "undecided" if unclear else decide(row["ours"])}
 
 

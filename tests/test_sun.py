@@ -271,7 +271,7 @@ def test_stored_runs_rest_on_the_committed_models(committed, method, which):
         assert np.abs(read[:, tool.labels.index(label)] - run[label]).max() < 2e-3, label
 
 
-@pytest.mark.parametrize("method", [*("random", "window", "screening", "ensemble"),
+@pytest.mark.parametrize("method", ["random", "window", "screening", "ensemble",
                                     *(pytest.param(m, marks=pytest.mark.slow) for m in ("ours", "strict", "unmoved", "paper"))])
 def test_stored_runs_hold_what_is_proposed_today(committed, method):
     """Another search, filter or order of the code: the stored runs have to be made anew, their configurations do not tell."""
