@@ -189,7 +189,7 @@ def fixed(job, folder, step, kpts, extra):
         words = {"nbands": keep, "basis": basis_sets(job)}
     else:
         keep = occupied + min(max(8, occupied // 3), EMPTY)
-        enough = {"bands": keep, "eigenstates": 1e-3}                    # levels to 0.6 meV
+        enough = {"bands": keep, "eigenstates": 3e-3}                    # levels to 1 meV, to 0.2 near the Fermi level
         words = {"nbands": keep + max(extra, occupied // 5), "maxiter": 200, "convergence": enough}
     fixed = ground.fixed_density(kpts=kpts, symmetry={} if step == "dos" else "off", txt=str(folder / f"{step}.txt"), **words)
     return ground, fixed, keep
