@@ -1,6 +1,6 @@
 """How many candidates a minute: distinct, new, neutral ABX3 with sensible distances and tolerance factor, decoded and read again.
 
-    python benchmarks/design_speed.py          # under a minute; data/results/design-speed/seed<k>.json
+    python benchmarks/design_speed.py          # four minutes; data/results/design-speed/seed<k>.json
 
 CPU seconds of one process with one thread, so that other work on the machine does not count. Two processes on two cores
 make twice as many.
@@ -12,7 +12,7 @@ import torch
 
 from meidnet_core import candidates, data, results, sun
 
-CONFIG = {"starts": candidates.STARTS, "steps": candidates.STEPS, "gap": 1.0}
+SEEDS, CONFIG = 10, {"starts": candidates.STARTS, "steps": candidates.STEPS, "gap": 1.0}
 
 
 def measure(tool, seed, gap, starts, steps):
@@ -31,7 +31,7 @@ def measure(tool, seed, gap, starts, steps):
 def main():
     torch.set_num_threads(1)
     tool = sun.designer(device="cpu")
-    for seed in range(3):
+    for seed in range(SEEDS):
         m = measure(tool, seed, **CONFIG)
         results.write_run("design-speed", f"seed{seed}", config=CONFIG | {"threads": 1}, seed=seed,
                           data_set="extended", split="generated", n=m["candidates"], metrics=m, wall_time_s=m["seconds_move"],
