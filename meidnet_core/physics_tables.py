@@ -89,7 +89,8 @@ def polymorph_table(found, most=3):
     import pandas as pd
     return pd.DataFrame([{"material": f, "rank": k + 1, "space group": p["spacegroup"], "atoms": len(p["symbols"]),
                           "below the cubic cell (meV/atom)": 1000 * (r["parent_energy"] - p["energy_per_atom"]),
-                          "lowest, path and mesh (THz)": p["lowest"], "lowest, exact q (THz)": p["lowest_exact"]}
+                          "lowest, path and mesh (THz)": p["lowest"], "lowest, exact q (THz)": p["lowest_exact"],
+                          "supercell": "x".join(map(str, p.get("supercell") or []))}             # whose q-points are exact
                          for f, r in found.items() for k, p in enumerate(r.get("polymorphs", [])[:most])])
 
 

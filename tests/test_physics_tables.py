@@ -44,3 +44,10 @@ def test_edges_of_repaired_cells_are_coordinates_and_of_cubic_ones_names():
     repaired, g = physics_tables.repaired_edges(after).set_index("material"), after["KTaSe3"]["gap"]
     assert list(repaired.index) == list(after) and repaired["direct (eV)"]["KTaSe3"] == g["direct"] and repaired["atoms"]["KTaSe3"] == 10
     assert repaired["direct at"]["KTaSe3"] == "(0.5 0.5 -0.5)" and repaired["from, to"]["KTaSe3"] == "(0.5 0.5 -0.5), Γ"
+
+
+def test_polymorphs_name_the_supercell_whose_frequencies_are_exact():
+    table = physics_tables.polymorph_table(evidence.polymorphs())
+    known = table[table["lowest, exact q (THz)"].notna()]
+    assert len(known) and known["supercell"].str.fullmatch(r"\d+x\d+x\d+").all()
+    assert (table[table["lowest, exact q (THz)"].isna()]["supercell"] == "").all()
