@@ -123,7 +123,10 @@ def test_claims_name_threshold_hull_potential_and_what_is_new():
     row = lambda count: {"candidates": 140, "count_100_training": count, "sun_100_training": count, "sun_100_anywhere": count / 10}
     groups = {m: row(n) for m, n in (("ours", 84), ("random", 0), ("screening", 70), ("paper", 28))}
     hits = {"ours": {"enrichment_140_any gap": 20.0}, "screening": {"enrichment_140_any gap": 40.0}}
-    claims = sun.claims_of(groups, {"ours": row(14)}, hits, {"random": (3.5, "7 hits"), "screening": (70, "")}, "sevennet-0")
+    window = sun.over_window({"ours": {0: {"n": 84}, 1: {"n": 80}}, "window": {0: {"n": 8}, 1: {"n": 12}}}, "n")
+    claims = sun.claims_of(groups, {"ours": row(14)}, hits, {"random": (3.5, "7 hits"), "screening": (70, "")}, "sevennet-0", window)
+    assert claims["x.retro.enrichment140"]["split"].endswith("hull); 8.2 times random within the tolerance window")
+    assert sun.over_window({"ours": {0: {"n": 84}}}, "n") == ""                                        # no such runs, no hits: no ratio
     value = {k: c["value"] for k, c in claims.items()}
     hits["ensemble"] = {"enrichment_140_any gap": 44.0}
     told = sun.claims_of(groups, {}, hits, {"random": (0, ""), "screening": (0, "")}, "sevennet-0")
