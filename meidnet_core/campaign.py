@@ -162,7 +162,7 @@ def labelled(claim, split, cfg):       # the split says by which protocol: the p
 
 def claims_of(entry, m):
     """Claims of a run: SM is that of TEST_CELLS test cells, everything else that is claimed of the whole split."""
-    told = {"sm_cdvae": f"test, {TEST_CELLS} cells", "reconstruction": f"test, dimension {entry.cfg.latent}"}
+    told = {"sm_cdvae": f"test, {TEST_CELLS} cells, told both labels", "reconstruction": f"test, dimension {entry.cfg.latent}"}
     return {name: labelled(m[key], told.get(key, "test"), entry.cfg) for name, key in entry.claims.items()}
 
 
@@ -283,7 +283,7 @@ def _best_dimension(groups, base, tag):
         m |= {f"best_of_{text}": top, f"p_runner_up_{text}": p, f"ties_{text}": ties, f"significant_{text}": int(not ties)}
     level = ", ".join(map(str, sorted(m["ties_paper"])))
     count = len(groups["128"])
-    split = f"test, {count} seeds each" + (f", level with {level}" if level else "")
+    split = f"test, told both labels, {count} seeds each" + (f", level with {level}" if level else "")
     claim = {"value": m["best_of_paper"], "undecided": bool(m["ties_paper"])}
     _compared(f"latent-{tag}best", "summary", base, {"s1.best_dim": claim}, m, None, split,
               groups["128"][0]["n"], dimensions=list(PAPER_DIMENSIONS), seeds=count)

@@ -182,7 +182,7 @@ def claims_of(free, bound):
     better = float(bound["sm"] > free["sm"] and bound["rmse"] < free["rmse"])
     return {"s4.narrower": {"value": narrower, "split": "decoded random latents"}, "s4.faster": {"value": faster, "split": "val"},
             "s4.quality": {"value": better, "split": "test, both trained until val has the level", "undecided": True},
-            "s4.sm_level": {"value": (free["sm"] + bound["sm"]) / 2, "split": "test, trained until val has it"}}
+            "s4.sm_level": {"value": (free["sm"] + bound["sm"]) / 2, "split": "test, told both labels, trained until val has it"}}
 
 
 def shares(crystals):
