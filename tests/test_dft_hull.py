@@ -135,7 +135,11 @@ def test_claims_name_cell_theory_and_reference():
     assert value == {"ts1.bahfse3.ehull_dft": 55.0, "ts2.bahfse3.ehull": 12.0, "ts1.ksni3.ehull_dft": 40.0}
     assert claims["ts2.bahfse3.ehull"]["split"] == "polymorph (PBE, products of the list)"
     below = dft_hull.claims_of({"BaHfSe3": {"products": [], "cubic": -12.4}}, "PBE")["ts1.bahfse3.ehull_dft"]
-    assert below == {"value": 0.0, "split": "cubic cell (PBE, products of the list, 12 meV/atom below them)"}
+    assert below == {"value": 0.0, "split": "cubic cell (PBE, products of the list, 12 meV/atom below them)", "undecided": False}
+    chosen = {"TmMnSe3": {"products": [], "repaired": 44.0}}                                # the paper has 41
+    for above, undecided in ((31.0, True), (2.0, False)):
+        claim = dft_hull.claims_of(chosen, "PBE", {"TmMnSe3": above})["ts2.tmmnse3.ehull"]
+        assert claim["undecided"] == undecided and f"{above:.0f} above the lowest" in claim["split"] and claim["value"] == 44.0
 
 
 def test_the_stored_table_follows_from_the_stored_energies():

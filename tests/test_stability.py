@@ -73,3 +73,23 @@ def test_precision_falls_with_the_share_that_is_stable():
     assert stability.precision_at(0.5, 0.9, 0.8) == pytest.approx(0.9)                  # where it was measured
     assert stability.precision_at(0.07, 134 / 143, 134 / 150) == pytest.approx(0.07 * 134 / (0.07 * 134 + 0.93 * 9))
     assert stability.precision_at(0.01, 1.0, 0.5) == 1.0                                # nothing wrongly called stable
+
+
+def test_table_s1_is_undecided_where_the_start_decides():
+    m = {"in_list": 4, "LaBiTe3_ideal": 604.0, "LaBiTe3_rattled": 113.0, "BaHfSe3_ideal": 66.0, "BaHfSe3_rattled": 60.0, "KSnI3_ideal": 70.0}
+    claims = stability.claims_of_paper(m, ["LaBiTe3", "BaHfSe3", "KSnI3"], "sevennet-0")
+    start = claims["ts1.labite3.ehull_esen"]
+    assert start["undecided"] and start["value"] == 604.0 and start["split"].endswith("list hull; rattled 113)")
+    assert not claims["f3c.bahfse3.ehull_esen"]["undecided"] and not claims["ts1.ksni3.ehull_esen"]["undecided"]
+    assert claims["ts1.rows"] == {"value": 3, "split": "by construction"}
+    assert all(c["undecided"] for c in stability.claims_of_gaps({"KTaSe3": 0.1}, ["KTaSe3"]).values())
+
+
+def test_stored_claims_of_table_s1_are_those_of_the_code():
+    names = stability.paper_cells()[0]
+    for run, claims_of in (("table-s1/sevennet-0", lambda m: stability.claims_of_paper(m, names, "sevennet-0")),
+                           ("table-s1-gaps/cgcnn", lambda m: stability.claims_of_gaps(m, names))):
+        stored = results.read_run(*run.split("/"))
+        asked = claims_of(stored["metrics"])
+        assert {k: (c["split"], "undecided" in c) for k, c in stored["claims"].items()} == {
+            k: (c["split"], bool(c.get("undecided"))) for k, c in asked.items()}
