@@ -102,6 +102,8 @@ def test_hits_are_counted_of_all_of_those_on_target_and_of_the_sure():
     everything = rates.loc[("all", "all")]
     assert everything["how many"] == 4 and everything["CGCNN: MAE (eV)"] == pytest.approx((0.2 + 1.2 + 0.02 + 0) / 4)
     assert (everything["within 0.1 eV (%)"], everything["within 0.5 eV (%)"]) == (50, 75)
+    t = table()                                                                                # what any of the targets would have given
+    assert everything["targets exchanged (eV)"] == pytest.approx(np.mean([abs(c - g) for c in t.cgcnn for g in t.target]))
     assert rates.loc[("on target", "all"), "how many"] == 3 and rates.loc[("sure", "0.8"), "how many"] == 1
     assert np.isnan(rates.loc[("sure", "1.5"), "CGCNN: MAE (eV)"])                            # none: no number
 

@@ -76,7 +76,8 @@ def test_precision_falls_with_the_share_that_is_stable():
 
 
 def test_table_s1_is_undecided_where_the_start_decides():
-    m = {"in_list": 4, "LaBiTe3_ideal": 604.0, "LaBiTe3_rattled": 113.0, "BaHfSe3_ideal": 66.0, "BaHfSe3_rattled": 60.0, "KSnI3_ideal": 70.0}
+    m = {"in_list": 4, "LaBiTe3_ideal": 604.0, "LaBiTe3_rattled": 113.0, "BaHfSe3_ideal": 66.0, "BaHfSe3_rattled": 60.0,
+         "KSnI3_ideal": 70.0}
     claims = stability.claims_of_paper(m, ["LaBiTe3", "BaHfSe3", "KSnI3"], "sevennet-0")
     start = claims["ts1.labite3.ehull_esen"]
     assert start["undecided"] and start["value"] == 604.0 and start["split"].endswith("list hull; rattled 113)")
