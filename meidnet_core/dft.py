@@ -298,7 +298,7 @@ def cubic_start(formula, potential="sevennet-0"):
     from . import crystal, hull, results
     path = results.RESULTS / "table-s1" / f"{potential}.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path}: run `python -m meidnet_core.stability paper --potential {potential}` first")
+        raise FileNotFoundError(f"{path}: run `python -m meidnet_core.table_s1 paper --potential {potential}` first")
     m = json.loads(path.read_text())["metrics"]
     a, b, x = hull.sites_in(formula)
     return [*3 * [m[f"{formula}_ideal_a"]], 90, 90, 90], [a, b, x, x, x], crystal.PEROVSKITE

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import candidates, crystal, data, design, experiments, hull, matching, oqmd, relax, results, stability, sun
+from . import candidates, crystal, data, design, experiments, hull, matching, oqmd, relax, results, sun, table_s1
 from .config import EXTENDED, EXTENDED_OWN
 from .oqmd import OWN, OWN_COLUMNS
 from .results import _write_atomic
@@ -117,7 +117,7 @@ def ranked(reading, limit=0.1):
 
 def paper_cells(train):
     """Cubic cells of Table S1 that the potential could relax, labelled by it; without compositions of a training split."""
-    cells = stability.paper_crystals()
+    cells = table_s1.paper_crystals()
     return new_to(candidates.seen(train), cells.select(np.isfinite(cells.labels[:, -1])))
 
 

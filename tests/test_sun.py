@@ -15,7 +15,6 @@ from meidnet_core import (
     checkpoint,
     crystal,
     design,
-    dft,
     experiments,
     hull,
     novelty,
@@ -77,25 +76,9 @@ def test_without_a_model_the_designer_says_how_to_get_one(monkeypatch, tmp_path)
         sun.designer()
 
 
-def test_agreement_at_a_threshold():
-    ours, reference = np.array([0.0, 0.05, 0.3, 0.2]), np.array([0.0, 0.2, 0.05, 0.3])
-    assert stability.agreement(ours, reference, 0.1) == {"accuracy": 50.0, "precision": 50.0, "recall": 50.0}
-    assert stability.agreement(ours + 1, reference, 0.1)["precision"] is None
-
-
 def test_columns_are_plain_json():
     frame = pd.DataFrame({"a": [1.23456, np.nan], "b": ["x", "y"], "c": [True, False]})
     assert sun.columns(frame, "a b c") == {"a": [1.2346, None], "b": ["x", "y"], "c": [True, False]}
-
-
-def test_gaps_of_table_s1_stand_beside_the_papers():
-    run = json.loads((results.RESULTS / "table-s1-gaps" / "cgcnn.json").read_text())
-    rows = stability.gap_table(run["metrics"]).set_index("formula")
-    assert len(rows) == 19 and rows.loc["KTaSe3", "paper, PBE"] == 0 and rows.loc["CsPbI3", "paper, PBE"] == 1.48
-    off = (rows["CGCNN of OQMD, PBE"] - rows["target"]).abs().mean()
-    assert off == pytest.approx(run["metrics"]["mae_target"]) and run["claims"]["ts1.ksni3.gap_cgcnn"]["value"] == run["metrics"]["KSnI3"]
-    with pytest.raises(FileNotFoundError, match="stability paper --potential none"):
-        dft.cubic_start("KTaSe3", "none")
 
 
 def test_feedback_keeps_the_budget_and_learns(monkeypatch):
@@ -161,21 +144,6 @@ def test_stored_claims_follow_from_the_stored_runs():
     mean = lambda m, key: np.mean([r["metrics"][key] for r in sun.stored()[m]])
     assert rows["f3b.sun"] == pytest.approx(mean("ours", "sun_100_training"), rel=1e-5)
     assert rows["x.sun.as_asked"] == pytest.approx(mean("paper", "sun_100_training"), rel=1e-5)
-
-
-def test_cells_are_placed_from_both_starts(monkeypatch, tmp_path):
-    cell = [4.0, 4.0, 4.0, 90, 90, 90], ["K", "Mg", "F", "F", "F"], crystal.PEROVSKITE
-    good = {"status": "ok", "volume": 12.8, "energy_per_atom": -5.0, "symbols": cell[1], "lattice": cell[0], "frac": "cubic"}
-    bad = {"status": "exploded: volume x 9"}
-    rows = {"ideal": [good, bad], "rattled": [good | {"energy_per_atom": -5.1, "frac": "tilted"}, bad]}
-    monkeypatch.setattr(stability.relax, "relax_all", lambda *a, **k: rows)
-    monkeypatch.setattr(hull, "corrections", lambda potential: None)
-    monkeypatch.setattr(hull, "e_above_hull", lambda r, c: {"e_above_hull": r["energy_per_atom"] + 5.2 if "volume" in r else np.nan,
-                                                            "decomposition": "KF" if "volume" in r else r["status"]})
-    found, relaxed = stability.placed([cell, cell])
-    assert relaxed == [(cell[0], cell[1], "tilted"), None]                                   # the lower of the two; both failed
-    assert found[["e_above_hull", "rattled", "relaxed a"]].to_numpy()[0] == pytest.approx([0.2, 0.1, 4.0])
-    assert np.isnan(found.e_above_hull[1]) and found["falls apart into"].tolist() == ["KF", "exploded: volume x 9"]
 
 
 def test_what_is_exported_says_how_often_training_saw_its_elements(monkeypatch, tmp_path):
