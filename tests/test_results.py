@@ -273,11 +273,19 @@ def test_markdown(write, reference, tmp_path):
     assert "| 20,000 ± 0 (2 seeds) | test | – | exceeded |" in text
     assert "schematic" not in text and "PBE gap" not in text
     assert (
-        "4 rows: 1 exceeded, 2 reproduced, 0 undecided, 0 not reproduced, 1 not yet (1 of the reproduced" in text
+        "4 rows: 1 exceeded, 2 reproduced, 0 undecided, 0 not reproduced, 1 not yet (of the reproduced 1 have no number in the paper)" in text
     )
     assert "schematic" in results.full_markdown(
         csv
     ) and "| PBE gap | Fig 4 | eV | – |  | 0.63 | not yet |" in results.full_markdown(csv)
+
+
+def test_rows_that_hold_by_construction_are_counted():
+    import pandas as pd
+    split = ["test", f"generated, {results.BUILT}", "test", f"all, {results.BUILT}"]
+    claims = pd.DataFrame({"verdict": ["reproduced", "reproduced", "exceeded", "undecided"], "paper": [1.0, 2.0, 3.0, 4.0], "split": split})
+    assert results.counts_line(claims).endswith("(of the reproduced 1 hold by construction).")
+    assert results.counts_line(claims[2:]) == "2 rows: 1 exceeded, 0 reproduced, 1 undecided, 0 not reproduced, 0 not yet."
 
 
 def test_markdown_before_any_run(reference, tmp_path):
