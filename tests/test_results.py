@@ -281,7 +281,6 @@ def test_markdown(write, reference, tmp_path):
 
 
 def test_rows_that_hold_by_construction_are_counted():
-    import pandas as pd
     split = ["test", f"generated, {results.BUILT}", "test", f"all, {results.BUILT}"]
     claims = pd.DataFrame({"verdict": ["reproduced", "reproduced", "exceeded", "undecided"], "paper": [1.0, 2.0, 3.0, 4.0], "split": split})
     assert results.counts_line(claims).endswith("(of the reproduced 1 hold by construction).")
