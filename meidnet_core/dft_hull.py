@@ -193,7 +193,7 @@ def claims_of(found, theory, above=None):
                 if key == "repaired" and (above or {}).get(f, 0.0) >= 1:
                     below, lower = f"{below}; chosen by symmetry, {above[f]:.0f} above the lowest", above[f]
                 r, values = reference.loc[name], [max(row[key] - d, 0.0) for d in (0.0, lower)]
-                said = {results.verdict(r.paper, v, r.sense, r.tolerance, r.target) for v in values}
+                said = {results.decided(v, r) for v in values}
                 claims[name] = {"value": values[0], "split": f"{what} ({theory}, products of the list{below})", "undecided": len(said) > 1}
     return claims
 

@@ -258,21 +258,25 @@ def _row(claim, entries):
         _check_alike(claim.id, entries)
         row.update(ours=values.mean(), sd=values.std(ddof=1), n_seeds=len(values),
                    split=entries[0][1]["split"], source=_source(entries))
-    decide = lambda value: verdict(claim.paper, value, claim.sense, claim.tolerance, claim.target)
-    unclear = any("undecided" in ours for _, ours in entries) or _straddles(values, claim.paper, decide)
-    return {**row, "verdict": "undecided" if unclear else decide(row["ours"])}
+    unclear = any("undecided" in ours for _, ours in entries) or straddles(values, claim)
+    return {**row, "verdict": "undecided" if unclear else decided(row["ours"], claim)}
 
 
-def _straddles(values, paper, decide):
-    """Does the 95 % interval of the mean over seeds hold values that are "not reproduced" and others that are not?
+def decided(value, claim):
+    """`verdict` of a value on a row of the reference."""
+    return verdict(claim.paper, value, claim.sense, claim.tolerance, claim.target)
+
+
+def straddles(values, claim):
+    """Does the 95 % interval of the mean of values hold some that are "not reproduced" by a row of the reference, and others?
 
     Asked at both ends and where the interval is nearest to the paper's value: other seeds may turn such a row round.
     """
     if len(values) < 2:
         return False
     low, high = mean_interval(values)
-    points = [low, high] + ([] if _missing(paper) else [min(max(paper, low), high)])
-    return len({decide(value) == "not reproduced" for value in points}) == 2
+    points = [low, high] + ([] if _missing(claim.paper) else [min(max(claim.paper, low), high)])
+    return len({decided(value, claim) == "not reproduced" for value in points}) == 2
 
 
 def join_claims(reference=REFERENCE, root=RESULTS):

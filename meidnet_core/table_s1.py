@@ -62,7 +62,7 @@ def claims_of_paper(m, formulas, potential):
         split += f"; rattled {rattled:.0f})" if rattled is not None else ")"
         for name in (i for i in (f"ts1.{f.lower()}.ehull_esen", f"f3c.{f.lower()}.ehull_esen") if i in reference.index):
             row, values = reference.loc[name], [v for v in (m[f"{f}_ideal"], rattled) if v is not None]
-            said = {results.verdict(row.paper, v, row.sense, row.tolerance, row.target) for v in values}
+            said = {results.decided(v, row) for v in values}
             claims[name] = {"value": values[0], "split": split, "undecided": len(said) > 1}
     return claims
 
