@@ -55,7 +55,7 @@ def test_sure_proposals_answer_the_claims():
     assert m["cgcnn_within_0.1_sure"] == 50 and m["cgcnn_within_0.5_on_target"] == pytest.approx(200 / 3)
     assert claims["s3.gap_mae"]["value"] == pytest.approx(0.11) and claims["s3.t10.gap_mae"]["value"] == pytest.approx(0.02)
     assert "s3.t12.gap_mae" not in claims and "s3.t15.gap_mae" not in claims                   # nothing sure: no answer
-    few, many = [0.1, 0.3], [0.19, 0.2, 0.21, 0.2]                                             # two say nothing of a mean, four that agree do
+    few, many = [0.1, 0.3], [0.19, 0.2, 0.21, 0.2]                               # two say nothing of a mean, four that agree do
     told = gap_check.claims_of(table(), {None: many} | dict.fromkeys(sun.GAPS, few))
     assert told["s3.gap_mae"] == claims["s3.gap_mae"] | {"split": "generated, on target, models agree, 4 distinct in all seeds"}
     assert told["s3.t10.gap_mae"]["undecided"] and not claims["s3.t10.gap_mae"]["undecided"]
