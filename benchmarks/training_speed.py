@@ -186,8 +186,8 @@ def time_ours(cfg, splits, held_out):
 
 def claims_of(m):
     """The ratio; a lower bound, and called one, when the plain recipe was stopped before it reached the level."""
-    at = f"at {m['ratio']:.0f} times our time ({m['plain_s'] / 60:.0f} min), SM {m['plain_sm']:.0f} %; one run"
-    bound = "" if m["plain_reached"] else f", lower bound: plain recipe stopped by rule {at}"
+    stopped = f"stopped by rule at {m['ratio']:.0f} times our time ({m['plain_s'] / 60:.0f} min), SM {m['plain_sm']:.0f} %; one run"
+    bound = "" if m["plain_reached"] else f", lower bound: plain recipe {stopped}"
     return {"x.speed.training_ratio": {"value": m["ratio"], "split": f"val{bound}"}}
 
 

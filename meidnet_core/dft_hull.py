@@ -170,13 +170,11 @@ def places(profile="quick"):
 
 
 def above_lowest(potential=evidence.POTENTIAL):
-    """{formula: how far the chosen polymorph lies above the lowest without soft modes (meV/atom, by the potential)}: the paper takes the
-    most symmetric of three, and the number of a space group is one way to say which that is."""
-    out = {}
-    for f, r in evidence.polymorphs(potential).items():
-        energies = [p["energy_per_atom"] for p in r.get("polymorphs", []) if repair.stable(p)]
-        out[f] = 1000 * (r["energy_per_atom"] - min(energies)) if energies else 0.0
-    return out
+    """{formula: how far the chosen polymorph lies above the lowest without soft modes (meV/atom, by the potential)}, those of 1 and more:
+    the paper takes the most symmetric of three, and the number of a space group is one way to say which that is."""
+    energies = {f: (r["energy_per_atom"], [p["energy_per_atom"] for p in r.get("polymorphs", []) if repair.stable(p)])
+                for f, r in evidence.polymorphs(potential).items()}
+    return {f: above for f, (chosen, good) in energies.items() if good and (above := 1000 * (chosen - min(good))) >= 1}
 
 
 def claims_of(found, theory, above=None):
@@ -189,12 +187,12 @@ def claims_of(found, theory, above=None):
     for f, row in found.items():
         for key, name, what in (("cubic", f"ts1.{f.lower()}.ehull_dft", "cubic cell"), ("repaired", f"ts2.{f.lower()}.ehull", "polymorph")):
             if key in row and name in reference.index:
-                below, lower = f", {-row[key]:.0f} meV/atom below them" if row[key] < 0 else "", 0.0
-                if key == "repaired" and (above or {}).get(f, 0.0) >= 1:
-                    below, lower = f"{below}; chosen by symmetry, {above[f]:.0f} above the lowest", above[f]
-                r, values = reference.loc[name], [max(row[key] - d, 0.0) for d in (0.0, lower)]
-                said = {results.decided(v, r) for v in values}
-                claims[name] = {"value": values[0], "split": f"{what} ({theory}, products of the list{below})", "undecided": len(said) > 1}
+                below = f", {-row[key]:.0f} meV/atom below them" if row[key] < 0 else ""
+                higher = (above or {}).get(f, 0.0) if key == "repaired" else 0.0
+                chosen = f"; chosen by symmetry, {higher:.0f} above the lowest" if higher else ""
+                values = [max(row[key] - d, 0.0) for d in (0.0, higher)]
+                claims[name] = {"value": values[0], "split": f"{what} ({theory}, products of the list{below}{chosen})",
+                                "undecided": results.disagree(values, reference.loc[name])}
     return claims
 
 

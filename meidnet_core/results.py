@@ -267,6 +267,11 @@ def decided(value, claim):
     return verdict(claim.paper, value, claim.sense, claim.tolerance, claim.target)
 
 
+def disagree(values, claim):
+    """Do readings of one quantity get different verdicts on a row of the reference?"""
+    return len({decided(value, claim) for value in values}) > 1
+
+
 def straddles(values, claim):
     """Does the 95 % interval of the mean of values hold some that are "not reproduced" by a row of the reference, and others?
 

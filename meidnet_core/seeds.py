@@ -25,11 +25,15 @@ def mean_interval(samples, level=0.95):
     return float(np.mean(samples) - half), float(np.mean(samples) + half)
 
 
+def mean_sd(samples, digits=4):
+    """"mean ± sd" of samples, the mean to `digits` significant digits; the mean alone where they do not differ."""
+    return f"{samples.mean():.{digits}g}" + (f" ± {spread(samples):.2g}" if np.ptp(samples) > 0 else "")
+
+
 def overview(groups, keys):
     """DataFrame of "mean ± sd" over seeds; groups {variant: runs}, keys {metric: column title}."""
     import pandas as pd
-    text = lambda v: f"{v.mean():.4g}" + (f" ± {spread(v):.2g}" if np.ptp(v) > 0 else "")
-    rows = {v: {"seeds": len(runs)} | {title: text(values(runs, k)) for k, title in keys.items()} for v, runs in groups.items()}
+    rows = {v: {"seeds": len(runs)} | {title: mean_sd(values(runs, k)) for k, title in keys.items()} for v, runs in groups.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 

@@ -245,11 +245,11 @@ def figures():
         raise ValueError(f"{results.RESULTS}/sun-*: runs mix potentials: {', '.join(sorted(potentials))}")
     potential = next(iter(potentials), None)
     counts = {m: seeds.values(seeds.distinct(plain.get(m, [])), "count_100_training") for m in ("ours", "random", "screening")}
-    beside = {"random": over_window(groups, "count_100_training"), "screening": ""}
+    beside, held_out = {"random": over_window(groups, "count_100_training"), "screening": ""}, over_window(retro, RETRO)
     others = {m: (c.mean() if len(c := counts[m]) else 0.0, seeds.rests_on(counts["ours"], c) + text) for m, text in beside.items()}
     for seed in sorted(set.intersection(*(set(groups.get(m, {})) for m in ("ours", "random", "screening")))):
         at = ({m: runs[seed] for m, runs in found.items() if seed in runs} for found in (groups, new, retro))
-        claims = claims_of(*at, others, potential, over_window(retro, RETRO))
+        claims = claims_of(*at, others, potential, held_out)
         m = {name: claims[f"x.sun.{name}"]["value"] for name in ("over_random", "over_screening") if f"x.sun.{name}" in claims}
         config = {"potential": potential, "hull": "list", "threshold": THRESHOLDS["100"]}
         results.write_run("sun-figures", f"seed{seed}", config=config, seed=seed, data_set="extended", split="generated",

@@ -62,8 +62,7 @@ def claims_of_paper(m, formulas, potential):
         split += f"; rattled {rattled:.0f})" if rattled is not None else ")"
         for name in (i for i in (f"ts1.{f.lower()}.ehull_esen", f"f3c.{f.lower()}.ehull_esen") if i in reference.index):
             row, values = reference.loc[name], [v for v in (m[f"{f}_ideal"], rattled) if v is not None]
-            said = {results.decided(v, row) for v in values}
-            claims[name] = {"value": values[0], "split": split, "undecided": len(said) > 1}
+            claims[name] = {"value": values[0], "split": split, "undecided": results.disagree(values, row)}
     return claims
 
 
@@ -129,10 +128,9 @@ def claims_of_gaps(m, formulas):
 
 def restate():
     """The claims of the stored runs on Table S1 follow the code; their numbers stay."""
-    formulas = paper_cells()[0]
-    for experiment, run, claims_of in (("table-s1", DEFAULT, lambda m: claims_of_paper(m, formulas, DEFAULT)),
-                                       ("table-s1-gaps", "cgcnn", lambda m: claims_of_gaps(m, formulas))):
-        results.restate(experiment, run, claims_of(results.read_run(experiment, run)["metrics"]))
+    formulas, (placed, read) = list(results.read_table_s1().formula), (("table-s1", DEFAULT), ("table-s1-gaps", "cgcnn"))
+    results.restate(*placed, claims_of_paper(results.read_run(*placed)["metrics"], formulas, DEFAULT))
+    results.restate(*read, claims_of_gaps(results.read_run(*read)["metrics"], formulas))
 
 
 def gap_table(metrics):

@@ -279,6 +279,12 @@ def test_markdown(write, reference, tmp_path):
     ) and "| PBE gap | Fig 4 | eV | – |  | 0.63 | not yet |" in results.full_markdown(csv)
 
 
+def test_readings_with_other_verdicts_disagree():
+    row = pd.Series({"paper": 95.0, "sense": "match", "tolerance": 25.0, "target": float("nan")})
+    assert results.disagree([604.0, 113.0], row) and not results.disagree([90.0, 113.0], row)
+    assert not results.disagree([604.0, 300.0], row) and not results.disagree([604.0], row)                # both are far; one alone
+
+
 def test_rows_that_hold_by_construction_are_counted():
     split = ["test", f"generated, {results.BUILT}", "test", f"all, {results.BUILT}"]
     claims = pd.DataFrame({"verdict": ["reproduced", "reproduced", "exceeded", "undecided"], "paper": [1.0, 2.0, 3.0, 4.0], "split": split})

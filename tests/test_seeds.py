@@ -79,3 +79,7 @@ def test_a_sample_without_spread_is_compared_as_welch_would_and_without_a_warnin
     assert seeds.p_value(same, other) == seeds.p_value(other, same) == pytest.approx(0.0777, abs=1e-4)
     assert seeds.p_value(same, [90.0] * 3) == pytest.approx(2 / 56) and seeds.p_value([1.0] * 3, [2.0] * 3) == pytest.approx(0.1)
     assert seeds.p_value(same, same) == 1.0 and not recwarn.list
+
+
+def test_a_mean_is_told_with_its_spread():
+    assert seeds.mean_sd(np.array([1.0, 2.0, 3.0])) == "2 ± 1" and seeds.mean_sd(np.array([1.23456, 1.23456]), 3) == "1.23"
